@@ -1,0 +1,87 @@
+//! What the daemon and the command line say to each other over `api.sock`: JSON over HTTP/1.1.
+
+use serde::{Deserialize, Serialize};
+
+/// The socket below the root directory, mode 0600.
+pub const SOCKET: &str = "api.sock";
+
+/// `GET /v0/status`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_s: u64,
+    pub node: Node,
+    /// Absent for a read-only daemon.
+    pub own: Option<Own>,
+    pub readonly: Vec<Readonly>,
+    pub store: Store,
+    pub transfers: Transfers,
+    pub tasks: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub peer_id: String,
+    pub addresses: Vec<String>,
+    pub peers: usize,
+    pub announcements_waiting: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Own {
+    pub name: String,
+    pub root: String,
+    pub sequence: Option<u64>,
+    /// RFC 3339: when the network last took the record.
+    pub published_at: Option<String>,
+    /// `pending`, `published` or `blocked`.
+    pub state: String,
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Readonly {
+    pub name: String,
+    /// What is served.
+    pub root: Option<String>,
+    /// Of the newest record.
+    pub sequence: Option<u64>,
+    pub valid_until: Option<String>,
+    /// Since the network last confirmed the record.
+    pub record_age_s: Option<u64>,
+    /// Since the root was taken over.
+    pub root_age_s: Option<u64>,
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Store {
+    pub blocks: u64,
+    pub live_bytes: u64,
+    pub disk_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Transfers {
+    pub uploads: usize,
+    pub downloads: usize,
+    /// Blocks that are being fetched from peers.
+    pub fetches: usize,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+}
+
+/// `GET /v0/resolve?name=…`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Resolved {
+    pub name: String,
+    pub value: String,
+    pub sequence: u64,
+    pub valid_until: String,
+}
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    pub error: String,
+}

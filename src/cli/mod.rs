@@ -1,0 +1,166 @@
+//! The command line: arguments, one file per command. `key` and `config` work on files; all else but `serve` asks the
+//! running daemon over its socket.
+
+mod client;
+mod key;
+mod status;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError};
+
+/// A peer-to-peer mirror and registry for container images.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Start with:  shoal serve\nThen:        skopeo copy --dest-tls-verify=false oci:IMAGE docker://127.0.0.1:5000/library/app:1"
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: registry, mirror and node
+    #[command(
+        after_help = "Example: shoal serve config.yaml\nWithout a file it runs on built-in defaults; a key `self` is made on the first start.\nPrints one line when it serves: ready registry=… p2p=… ipns=…"
+    )]
+    Serve {
+        /// The config file (YAML); see config/default.yaml for every key
+        config: Option<PathBuf>,
+    },
+    /// Make, list, import and export keys
+    #[command(subcommand, after_help = "Example: shoal key gen team")]
+    Key(key::KeyCommand),
+    /// Show who the daemon is: peer id, addresses, IPNS name
+    #[command(after_help = "Example: shoal id")]
+    Id {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Resolve and publish IPNS names
+    #[command(subcommand, after_help = "Example: shoal name resolve k51qzi5uqu5d…")]
+    Name(NameCommand),
+    /// Show roots, peers, store and transfers of the daemon
+    #[command(after_help = "Example: shoal status --json | jq .own.sequence")]
+    Status {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a config file
+    #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum NameCommand {
+    /// Ask the network for the newest record of a name
+    #[command(
+        after_help = "Example: shoal name resolve k51qzi5uqu5dhw0vim1qjkzo4ddl00af1k7ellfca8qdnhoqfri0c5q69rr01e"
+    )]
+    Resolve {
+        /// k51…, 12D3… or Qm…
+        name: String,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Publish the own root now
+    #[command(after_help = "Example: shoal name publish")]
+    Publish {
+        /// Also over a newer record that another daemon signed with the same key: what it published is no longer seen
+        #[arg(long)]
+        overwrite: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Read a config file and the environment as `serve` would, and say what is wrong
+    #[command(after_help = "Example: shoal config check config.yaml")]
+    Check {
+        /// The config file (YAML)
+        config: Option<PathBuf>,
+    },
+}
+
+/// Which daemon is meant.
+#[derive(Args, Debug)]
+struct Which {
+    /// The config file that the daemon runs with, to find its root directory
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// Runs a command; errors are one line on standard error. `serve` runs the daemon to its end, and gives the exit code and
+/// the line if that is bad.
+pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, String)>) -> ExitCode {
+    let outcome = match arguments.command {
+        Command::Serve { config } => match load(config).map(serve) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err((code, line))) => return fail(code, &line),
+            Err(error) => Err(error.into()),
+        },
+        Command::Key(command) => key::run(command),
+        Command::Id { which, json } => status::id(&which, json),
+        Command::Name(NameCommand::Resolve { name, which }) => status::resolve(&which, &name),
+        Command::Name(NameCommand::Publish { overwrite, which }) => status::publish(&which, overwrite),
+        Command::Status { which, json } => status::status(&which, json),
+        Command::Config(ConfigCommand::Check { config }) => check(config),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(CommandError::Config(error)) => fail(2, &error.to_string()),
+        Err(CommandError::Other(error)) => fail(1, &format!("{error:#}")),
+    }
+}
+
+fn fail(code: u8, line: &str) -> ExitCode {
+    complain(line);
+    ExitCode::from(code)
+}
+
+fn complain(line: &str) {
+    // Nothing is left to be done if standard error is closed.
+    let _ = writeln!(std::io::stderr(), "shoal: {line}");
+}
+
+/// Writes an answer to standard output; a reader that has gone is no failure.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Reads the config as `serve` would; warnings go to standard error.
+fn load(path: Option<PathBuf>) -> Result<Config, ConfigError> {
+    let (config, warnings) = Config::load(path.as_deref(), std::env::vars())?;
+    warnings.iter().for_each(|warning| complain(&format!("warning: {}", warning.0)));
+    Ok(config)
+}
+
+fn check(path: Option<PathBuf>) -> Result<(), CommandError> {
+    let config = load(path)?;
+    print(&format!("ok: root directory {}", config.store.root_directory.display()));
+    Ok(())
+}

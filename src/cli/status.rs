@@ -1,0 +1,127 @@
+//! What the running daemon says of itself: `id`, `status`, `name`.
+
+use std::fmt::Write as _;
+
+use hyper::Method;
+
+use super::client::ask;
+use super::{CommandError, Which, print};
+use crate::api;
+
+pub(super) fn status(which: &Which, json: bool) -> Result<(), CommandError> {
+    let status: api::Status = ask(which, &Method::GET, "/v0/status")?;
+    if json {
+        print_json(&status)
+    } else {
+        print(&readable(&status))
+    }
+    Ok(())
+}
+
+pub(super) fn id(which: &Which, json: bool) -> Result<(), CommandError> {
+    let status: api::Status = ask(which, &Method::GET, "/v0/status")?;
+    if json {
+        print_json(&serde_json::json!({
+            "peer_id": status.node.peer_id,
+            "addresses": status.node.addresses,
+            "ipns": status.own.map(|own| own.name),
+        }));
+        return Ok(());
+    }
+    print(&format!("peer id  {}", status.node.peer_id));
+    print(&format!("ipns     {}", status.own.map_or_else(|| "none: read-only".to_owned(), |own| own.name)));
+    status.node.addresses.iter().for_each(|address| print(&format!("address  {address}")));
+    Ok(())
+}
+
+pub(super) fn resolve(which: &Which, name: &str) -> Result<(), CommandError> {
+    let resolved: api::Resolved = ask(which, &Method::GET, &format!("/v0/resolve?name={}", encoded(name)))?;
+    print(&resolved.value);
+    Ok(())
+}
+
+pub(super) fn publish(which: &Which, overwrite: bool) -> Result<(), CommandError> {
+    let status: api::Status = ask(which, &Method::POST, &format!("/v0/publish?overwrite={overwrite}"))?;
+    let Some(own) = status.own else { return Ok(()) };
+    match own.error {
+        Some(error) => Err(anyhow::anyhow!("not published: {error}").into()),
+        None => {
+            print(&format!("{} /ipfs/{} sequence {}", own.name, own.root, own.sequence.unwrap_or_default()));
+            Ok(())
+        }
+    }
+}
+
+fn encoded(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+fn print_json(value: &impl serde::Serialize) {
+    // Plain values always serialise.
+    print(&serde_json::to_string_pretty(value).unwrap_or_default());
+}
+
+/// The status as a person reads it. Writing to a string cannot fail.
+fn readable(status: &api::Status) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "shoal {}, up {} s, {} tasks", status.version, status.uptime_s, status.tasks);
+    let _ = writeln!(
+        text,
+        "node       {}, {} peers, {} announcements waiting",
+        status.node.peer_id, status.node.peers, status.node.announcements_waiting
+    );
+    match &status.own {
+        Some(own) => {
+            let sequence =
+                own.sequence.map_or_else(|| "none yet".to_owned(), |sequence| sequence.to_string());
+            let put = own.published_at.as_deref().unwrap_or("never in this run");
+            let _ = writeln!(
+                text,
+                "own root   {}\n           {}\n           {}, sequence {sequence}, last put {put}",
+                own.name, own.root, own.state
+            );
+            if let Some(error) = &own.error {
+                let _ = writeln!(text, "           {error}");
+            }
+        }
+        None => text.push_str("own root   none: read-only\n"),
+    }
+    for followed in &status.readonly {
+        let root = followed.root.as_deref().unwrap_or("not known yet");
+        let age =
+            |age: Option<u64>| age.map_or_else(|| "before this run".to_owned(), |age| format!("{age} s ago"));
+        let _ = writeln!(
+            text,
+            "readonly   {}\n           {root}, taken over {}",
+            followed.name,
+            age(followed.root_age_s)
+        );
+        if let Some(sequence) = followed.sequence {
+            let _ =
+                writeln!(text, "           sequence {sequence}, confirmed {}", age(followed.record_age_s));
+        }
+        if let Some(error) = &followed.error {
+            let _ = writeln!(text, "           {error}");
+        }
+    }
+    let store = &status.store;
+    let mib = |bytes: u64| bytes >> 20;
+    let _ = writeln!(
+        text,
+        "store      {} blocks, {} MiB, {} MiB on disk",
+        store.blocks,
+        mib(store.live_bytes),
+        mib(store.disk_bytes)
+    );
+    let transfers = &status.transfers;
+    let _ = write!(
+        text,
+        "transfers  {} uploads, {} downloads, {} blocks being fetched; {} MiB received, {} MiB sent",
+        transfers.uploads,
+        transfers.downloads,
+        transfers.fetches,
+        mib(transfers.received_bytes),
+        mib(transfers.sent_bytes)
+    );
+    text
+}

@@ -1,0 +1,217 @@
+//! Raw values → checked ones: defaults, addresses, durations; and what this version cannot do yet.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use serde_json::Value;
+
+use super::{
+    Config, ConfigError, HttpConfig, Limits, LogConfig, LogLevel, NamesConfig, P2pConfig, StoreConfig,
+    Warning, raw,
+};
+
+/// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
+const BOOTSTRAP: &[&str] = &[
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
+    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+];
+const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
+const RECORD_VALIDITY: &str = "8760h";
+/// Readers may be away for a while, and clocks differ.
+const RECORD_VALIDITY_MIN: Duration = Duration::from_secs(3600);
+
+pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config, ConfigError> {
+    if !matches!(raw.version.as_str(), "" | "0.1") {
+        return Err(value_error("version", &raw.version, "0.1 is expected"));
+    }
+    refuse_unsupported(&raw, warnings)?;
+    let storage = raw.storage.ipfs;
+    Ok(Config {
+        log: log(raw.log)?,
+        http: http(raw.http)?,
+        store: StoreConfig { root_directory: root_directory(storage.rootdirectory) },
+        names: NamesConfig {
+            write_key: Some(storage.writeipnskey.unwrap_or_else(|| "self".to_owned()))
+                .filter(|key| !key.is_empty()),
+            readonly: storage.readonlyipnskeys.unwrap_or_default(),
+            record_validity: record_validity(storage.recordvalidity.as_deref().unwrap_or(RECORD_VALIDITY))?,
+        },
+        p2p: p2p(raw.p2p)?,
+        limits: Limits::default(),
+    })
+}
+
+/// Values that mean something which this version does not do: refused where the user relies on them, a warning where
+/// the daemon is useful without.
+fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
+    let options = |pick: fn(&raw::MiddlewareOptions) -> &Option<String>| {
+        let repository = raw.middleware.repository.iter().flatten();
+        repository.filter_map(|entry| pick(&entry.options).clone()).find(|value| !value.is_empty())
+    };
+    let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let refused = [
+        (
+            "storage.ipfs.ipfsapiaddress",
+            text(&raw.storage.ipfs.ipfsapiaddress),
+            "leave it empty for the embedded node",
+        ),
+        (
+            "middleware.repository[].options.ipfsapiaddress",
+            options(|options| &options.ipfsapiaddress),
+            "leave it empty",
+        ),
+        (
+            "middleware.repository[].options.ethnodeurl",
+            options(|options| &options.ethnodeurl),
+            "leave it empty",
+        ),
+        ("storage.ipfs.quota", text(&raw.storage.ipfs.quota), "leave it empty for no limit"),
+        ("http.tls.certificate", text(&raw.http.tls.certificate), "put a proxy with TLS in front"),
+        ("http.tls.key", text(&raw.http.tls.key), "put a proxy with TLS in front"),
+        ("p2p.swarmkey", text(&raw.p2p.swarmkey), "leave it empty for the public network"),
+    ];
+    for (key, value, instead) in refused {
+        if let Some(value) = value {
+            return Err(value_error(key, &value, &format!("not supported by this version: {instead}")));
+        }
+    }
+    let is_set = |value: &Value| {
+        !matches!(value, Value::Null) && value.as_object().is_none_or(|keys| !keys.is_empty())
+    };
+    if is_set(&raw.auth) {
+        let reason =
+            "not supported by this version: listen on loopback, or put a proxy with authentication in front";
+        return Err(value_error("auth", &raw.auth.to_string(), reason));
+    }
+    let ignored = [
+        ("proxy.remoteurl", text(&raw.proxy.remoteurl).is_some()),
+        ("mirror.defaultregistry", text(&raw.mirror.defaultregistry).is_some()),
+        ("mirror.registries", is_set(&raw.mirror.registries)),
+    ];
+    for (key, _) in ignored.iter().filter(|(_, set)| *set) {
+        warnings.push(Warning(format!(
+            "config key {key}: this version does not pull through from registries; it is ignored"
+        )));
+    }
+    for entry in raw.middleware.repository.iter().flatten() {
+        if entry.name.as_deref() != Some("ipfs") {
+            warnings.push(Warning(
+                "config key middleware.repository[].name: only ipfs is known; the entry is ignored"
+                    .to_owned(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn log(raw: raw::Log) -> Result<LogConfig, ConfigError> {
+    let level = match raw.level.as_deref().unwrap_or("info") {
+        "error" => LogLevel::Error,
+        "warn" => LogLevel::Warn,
+        "info" => LogLevel::Info,
+        "debug" => LogLevel::Debug,
+        "trace" => LogLevel::Trace,
+        other => {
+            return Err(value_error(
+                "log.level",
+                other,
+                "one of error, warn, info, debug, trace is expected",
+            ));
+        }
+    };
+    let json = match raw.formatter.as_deref().unwrap_or("text") {
+        "text" => false,
+        "json" => true,
+        other => return Err(value_error("log.formatter", other, "text or json is expected")),
+    };
+    Ok(LogConfig { level, json })
+}
+
+fn http(raw: raw::Http) -> Result<HttpConfig, ConfigError> {
+    let addr = raw.addr.unwrap_or_else(|| "127.0.0.1:5000".to_owned());
+    let debug_addr =
+        Some(raw.debug.addr.unwrap_or_else(|| "127.0.0.1:5001".to_owned())).filter(|addr| !addr.is_empty());
+    let debug_addr = debug_addr.map(|addr| host_and_port("http.debug.addr", &addr)).transpose()?;
+    Ok(HttpConfig { addr: host_and_port("http.addr", &addr)?, debug_addr })
+}
+
+/// `:5000` means every address, as Go has it.
+fn host_and_port(key: &str, addr: &str) -> Result<String, ConfigError> {
+    let wrong = || value_error(key, addr, "HOST:PORT is expected, such as 127.0.0.1:5000");
+    let (host, port) = addr.rsplit_once(':').ok_or_else(wrong)?;
+    port.parse::<u16>().map_err(|_| wrong())?;
+    Ok(if host.is_empty() { format!("0.0.0.0:{port}") } else { addr.to_owned() })
+}
+
+fn root_directory(configured: Option<String>) -> PathBuf {
+    if let Some(path) = configured.filter(|path| !path.is_empty()) {
+        return path.into();
+    }
+    if let Some(data) = std::env::var_os("XDG_DATA_HOME").filter(|data| !data.is_empty()) {
+        return PathBuf::from(data).join("shoal");
+    }
+    if rustix::process::getuid().is_root() {
+        return "/var/lib/shoal".into();
+    }
+    std::env::home_dir().unwrap_or_default().join(".local/share/shoal")
+}
+
+fn record_validity(text: &str) -> Result<Duration, ConfigError> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    let wrong = || {
+        value_error(
+            "storage.ipfs.recordvalidity",
+            text,
+            "a duration of an hour or more is expected, such as 8760h",
+        )
+    };
+    parsed.filter(|validity| *validity >= RECORD_VALIDITY_MIN).ok_or_else(wrong)
+}
+
+fn p2p(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
+    // Whether others may find us by mDNS is of no consequence yet: this version neither asks nor answers.
+    let _ = raw.mdns;
+    let words = |list: Option<Vec<String>>, default: &[&str]| {
+        list.unwrap_or_else(|| default.iter().map(|word| (*word).to_owned()).collect())
+    };
+    let bootstrap: Vec<String> = words(raw.bootstrap, &["default"])
+        .into_iter()
+        .flat_map(|word| if word == "default" { words(None, BOOTSTRAP) } else { vec![word] })
+        .collect();
+    Ok(P2pConfig {
+        listen: addresses("p2p.listen", &words(raw.listen, LISTEN))?,
+        announce: addresses("p2p.announce", &words(raw.announce, &[]))?,
+        bootstrap: peers("p2p.bootstrap", &bootstrap)?,
+        peers: peers("p2p.peers", &words(raw.peers, &[]))?,
+    })
+}
+
+fn addresses(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
+    let parse = |(n, word): (usize, &String)| {
+        word.parse().map_err(|error| {
+            let reason = format!("a multiaddr is expected, such as /ip4/0.0.0.0/tcp/4001 ({error})");
+            value_error(&format!("{key}[{n}]"), word, &reason)
+        })
+    };
+    words.iter().enumerate().map(parse).collect()
+}
+
+fn peers(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
+    let addresses = addresses(key, words)?;
+    for (n, address) in addresses.iter().enumerate() {
+        if !matches!(address.iter().last(), Some(Protocol::P2p(_))) {
+            let reason = "the peer id is missing: a multiaddr with /p2p/<peer id> at its end is expected";
+            return Err(value_error(&format!("{key}[{n}]"), &address.to_string(), reason));
+        }
+    }
+    Ok(addresses)
+}
+
+fn value_error(key: &str, value: &str, reason: &str) -> ConfigError {
+    ConfigError::Value { key: key.to_owned(), value: value.to_owned(), reason: reason.to_owned() }
+}

@@ -1,0 +1,281 @@
+//! File and environment → checked [`Config`], a plain struct per part; every default and bound.
+//!
+//! The schema is distribution's, so that every operator knows it and the predecessor's files work, with sections of our
+//! own. A value that this version cannot honour is refused, never silently ignored.
+
+mod check;
+mod env;
+mod raw;
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use serde_json::Value;
+
+/// Every key with its default, and what each means.
+pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
+
+/// What the daemon runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub log: LogConfig,
+    pub http: HttpConfig,
+    pub store: StoreConfig,
+    pub names: NamesConfig,
+    pub p2p: P2pConfig,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    pub level: LogLevel,
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// The word of the config and of log filters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// `HOST:PORT` of the registry.
+    pub addr: String,
+    /// The same of metrics, health and status; `None`: off.
+    pub debug_addr: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    pub root_directory: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamesConfig {
+    /// The key that is published under; `None`: a read-only daemon.
+    pub write_key: Option<String>,
+    /// Key names or IPNS names, in the order they are asked.
+    pub readonly: Vec<String>,
+    pub record_validity: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct P2pConfig {
+    pub listen: Vec<Multiaddr>,
+    pub announce: Vec<Multiaddr>,
+    /// Each with `/p2p/` at its end, as are `peers`.
+    pub bootstrap: Vec<Multiaddr>,
+    pub peers: Vec<Multiaddr>,
+}
+
+/// What nobody has had to configure yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub uploads_max: usize,
+    pub upload_idle_timeout: Duration,
+    pub http_connections_max: usize,
+    pub http_header_timeout: Duration,
+    pub http_buffer_bytes_max: usize,
+    pub p2p_connections_max: u32,
+    /// From the first signal to the end, whatever runs.
+    pub stop_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            uploads_max: 1024,
+            upload_idle_timeout: Duration::from_secs(3600),
+            http_connections_max: 8192,
+            http_header_timeout: Duration::from_secs(30),
+            http_buffer_bytes_max: 512 * 1024,
+            p2p_connections_max: 512,
+            stop_timeout: Duration::from_secs(8),
+        }
+    }
+}
+
+/// Something in the config that is ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning(pub String);
+
+/// Why a config is refused: one line that names the key, the value, and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read config file {}: {reason}", .path.display())]
+    Read { path: PathBuf, reason: String },
+    #[error("config file {} is not valid YAML: {reason}", .path.display())]
+    Yaml { path: PathBuf, reason: String },
+    #[error("environment variable {name} = {value:?}: {reason}")]
+    Environment { name: String, value: String, reason: String },
+    #[error("config key {key} is unknown{hint}")]
+    UnknownKey { key: String, hint: String },
+    #[error("config key {key}: {reason}")]
+    Type { key: String, reason: String },
+    #[error("config key {key} = {value:?}: {reason}")]
+    Value { key: String, value: String, reason: String },
+}
+
+impl Config {
+    /// Reads the file, if one is given, lays the environment over it, and checks everything.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let mut file = match path {
+            Some(path) => read(path)?,
+            None => Value::Null,
+        };
+        let mut warnings = env::overlay(&mut file, environment)?;
+        if file.is_null() {
+            file = Value::Object(serde_json::Map::new());
+        }
+        let raw = parse(file, &mut warnings)?;
+        let config = check::check(raw, &mut warnings)?;
+        Ok((config, warnings))
+    }
+}
+
+fn read(path: &Path) -> Result<Value, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::Read { path: path.to_owned(), reason: error.to_string() })?;
+    if text.trim().is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Yaml { path: path.to_owned(), reason: first_line(&error.to_string()) })
+}
+
+fn parse(file: Value, warnings: &mut Vec<Warning>) -> Result<raw::Raw, ConfigError> {
+    let mut ignored = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(file, &mut track);
+    let parsed = serde_ignored::deserialize(tracked, |path| ignored.push(key_path(&path.to_string())));
+    let raw = parsed.map_err(|error| ConfigError::Type {
+        key: key_path(&track.path().to_string()),
+        reason: error.to_string(),
+    })?;
+    for key in ignored {
+        if is_of_distribution(&key) {
+            warnings.push(Warning(format!("config key {key} has no meaning here and is ignored")));
+            continue;
+        }
+        let hint = nearest(&key, paths(schema()).iter().map(String::as_str))
+            .map(|known| format!(": did you mean {known}?"))
+            .unwrap_or_default();
+        return Err(ConfigError::UnknownKey { key, hint });
+    }
+    Ok(raw)
+}
+
+/// serde_ignored writes a `?` where an option was.
+fn key_path(path: &str) -> String {
+    path.split('.').filter(|word| *word != "?").collect::<Vec<_>>().join(".")
+}
+
+/// Keys of distribution's own schema that mean nothing to this daemon.
+const OF_DISTRIBUTION: &[&str] = &[
+    "log.accesslog",
+    "log.fields",
+    "log.hooks",
+    "log.reportcaller",
+    "loglevel",
+    "http.debug.prometheus",
+    "http.draintimeout",
+    "http.h2c",
+    "http.headers",
+    "http.host",
+    "http.http2",
+    "http.net",
+    "http.prefix",
+    "http.relativeurls",
+    "http.secret",
+    "http.tls.ciphersuites",
+    "http.tls.clientauth",
+    "http.tls.clientcas",
+    "http.tls.letsencrypt",
+    "http.tls.minimumtls",
+    "storage.azure",
+    "storage.cache",
+    "storage.delete",
+    "storage.filesystem",
+    "storage.gcs",
+    "storage.inmemory",
+    "storage.maintenance",
+    "storage.redirect",
+    "storage.s3",
+    "storage.tag",
+    "middleware.registry",
+    "middleware.storage",
+    "proxy.exec",
+    "proxy.password",
+    "proxy.ttl",
+    "proxy.username",
+    "catalog",
+    "health",
+    "notifications",
+    "policy",
+    "redis",
+    "reporting",
+    "validation",
+];
+
+fn is_of_distribution(key: &str) -> bool {
+    OF_DISTRIBUTION
+        .iter()
+        .any(|known| key == *known || key.strip_prefix(known).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The shape of the file: [`DEFAULT_YAML`], which has every key.
+fn schema() -> &'static Value {
+    static SCHEMA: LazyLock<Value> =
+        LazyLock::new(|| serde_saphyr::from_str(DEFAULT_YAML).unwrap_or_default());
+    &SCHEMA
+}
+
+/// The dotted names of all keys.
+fn paths(value: &Value) -> Vec<String> {
+    let Value::Object(keys) = value else { return Vec::new() };
+    let below = |(key, value): (&String, &Value)| {
+        let deeper = paths(value).into_iter().map(move |rest| format!("{key}.{rest}"));
+        std::iter::once(key.clone()).chain(deeper).collect::<Vec<_>>()
+    };
+    keys.iter().flat_map(below).collect()
+}
+
+/// The candidate that `word` was probably meant to be.
+fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const SIMILARITY_MIN: f64 = 0.75;
+    let rated =
+        candidates.map(|candidate| (strsim::normalized_damerau_levenshtein(word, candidate), candidate));
+    rated
+        .filter(|(rate, _)| *rate >= SIMILARITY_MIN)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,322 @@
+//! Where parts meet: opens the store, starts in order, stops in reverse.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api;
+use crate::config::{Config, HttpConfig, Limits};
+use crate::http::control::{Daemon, control_router, debug_router};
+use crate::http::server::{Listener, ServerLimits, serve};
+use crate::ipfs::Ipfs;
+use crate::ipld::ipns::IpnsName;
+use crate::keystore::{Keystore, KeystoreError, SELF};
+use crate::metrics::Metrics;
+use crate::mirror::{Mirror, MirrorConfig, MirrorError, PublishState, Signer, chain};
+use crate::node::{self, NodeClient, NodeConfig, NodeError};
+use crate::store::{Store, StoreError, StoreOptions, off_thread};
+use crate::tasks::Tasks;
+
+/// Why a daemon does not start, or does not end well. All but the last two are mended in the config or its surroundings.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    Keystore(#[from] KeystoreError),
+    #[error("config key storage.ipfs.rootdirectory: {0}")]
+    Store(#[source] StoreError),
+    #[error("config key http.addr or http.debug.addr: cannot listen on {addr}: {reason}")]
+    Listen { addr: String, reason: String },
+    #[error("config key p2p: {}", chain(.0))]
+    Node(#[from] NodeError),
+    #[error("config key storage.ipfs.{key}: {source}")]
+    Name { key: String, source: KeystoreError },
+    #[error("cannot make the control socket: {0}")]
+    Socket(std::io::Error),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+}
+
+impl DaemonError {
+    /// Whether the user has to mend the config: exit code 2.
+    pub fn is_config(&self) -> bool {
+        !matches!(self, Self::Mirror(_) | Self::Socket(_))
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; a second one ends the process at once. `ready` is called when everything serves, with
+/// the line for standard output.
+pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonError> {
+    let mut stop = Stop::new().map_err(DaemonError::Socket)?;
+    let tasks = Tasks::new();
+    let running = tokio::select! {
+        started = start(&tasks, config.clone()) => started?,
+        () = stop.wait() => {
+            tasks.shutdown(Duration::ZERO).await;
+            return Ok(());
+        }
+    };
+    ready(&running.ready_line());
+    stop.wait().await;
+    tracing::info!("stopping");
+    let ending = async {
+        let aborted = tasks.shutdown(config.limits.stop_timeout).await;
+        if aborted > 0 {
+            tracing::warn!(tasks = aborted, "not everything ended in time");
+        }
+        let store = running.store.clone();
+        off_thread(move || store.close()).await
+    };
+    let ended = tokio::select! {
+        ended = ending => ended,
+        () = stop.wait() => {
+            tracing::warn!("stopped at once");
+            return Ok(());
+        }
+    };
+    // A socket that is left behind is replaced at the next start.
+    let _ = std::fs::remove_file(config.store.root_directory.join(api::SOCKET));
+    ended.map_err(DaemonError::Store)
+}
+
+/// SIGTERM and SIGINT.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}
+
+/// A daemon that serves.
+struct Running {
+    store: Store,
+    node: NodeClient,
+    mirror: Mirror,
+    tasks: Tasks,
+    registry: SocketAddr,
+    started_at: Instant,
+}
+
+async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
+    let (registry, debug) = listen(&config.http).await?;
+    let root_directory = config.store.root_directory.clone();
+    let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
+    let store = store.map_err(DaemonError::Store)?;
+    let keystore = Keystore::open(&config.store.root_directory)?;
+    let (identity, fresh) = keystore.get_or_generate(SELF)?;
+    let signer = signer(&keystore, &config, fresh)?;
+    let readonly = readonly(&keystore, &config)?;
+
+    let node_config = NodeConfig {
+        listen: config.p2p.listen,
+        announce: config.p2p.announce,
+        bootstrap: config.p2p.bootstrap,
+        peers: config.p2p.peers,
+        followed: readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect(),
+        agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
+        connections_max: config.limits.p2p_connections_max,
+    };
+    let node = node::start(tasks, &store, identity, node_config).await?;
+    let mirror_config = MirrorConfig {
+        signer,
+        readonly,
+        uploads_max: config.limits.uploads_max,
+        upload_idle_timeout: config.limits.upload_idle_timeout,
+    };
+    let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
+    let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;
+
+    let running = Arc::new(Running {
+        store,
+        node,
+        mirror: mirror.clone(),
+        tasks: tasks.clone(),
+        registry: address(&registry)?,
+        started_at: Instant::now(),
+    });
+    let metrics = Metrics::default();
+    let limits = server_limits(&config.limits);
+    serve(
+        tasks,
+        "registry",
+        Listener::Tcp(registry),
+        crate::http::router(mirror.clone(), metrics.clone()),
+        limits,
+    );
+    let control = control_router(mirror.clone(), metrics.clone(), running.clone());
+    let socket = control_socket(&config.store.root_directory).map_err(DaemonError::Socket)?;
+    serve(tasks, "control", Listener::Unix(socket), control, limits);
+    if let Some(debug) = debug {
+        let at = address(&debug)?;
+        tracing::info!(address = %at, "serving metrics, health and status");
+        serve(tasks, "debug", Listener::Tcp(debug), debug_router(mirror, metrics, running.clone()), limits);
+    }
+    Ok(running)
+}
+
+async fn listen(http: &HttpConfig) -> Result<(TcpListener, Option<TcpListener>), DaemonError> {
+    let bind = async |addr: &str| {
+        let bound = TcpListener::bind(addr).await;
+        bound.map_err(|error| DaemonError::Listen { addr: addr.to_owned(), reason: error.to_string() })
+    };
+    let debug = match &http.debug_addr {
+        Some(addr) => Some(bind(addr).await?),
+        None => None,
+    };
+    Ok((bind(&http.addr).await?, debug))
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, DaemonError> {
+    listener.local_addr().map_err(DaemonError::Socket)
+}
+
+fn server_limits(limits: &Limits) -> ServerLimits {
+    ServerLimits {
+        connections_max: limits.http_connections_max,
+        header_timeout: limits.http_header_timeout,
+        buffer_bytes_max: limits.http_buffer_bytes_max,
+    }
+}
+
+fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
+    let Some(name) = &config.names.write_key else { return Ok(None) };
+    let wrong = |source| DaemonError::Name { key: "writeipnskey".to_owned(), source };
+    let unknown = || KeystoreError::NoKey(name.clone());
+    let keypair = keystore.get(name).and_then(|key| key.ok_or_else(unknown)).map_err(wrong)?;
+    let fresh = self_is_fresh && name == SELF;
+    Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity }))
+}
+
+fn readonly(keystore: &Keystore, config: &Config) -> Result<Vec<IpnsName>, DaemonError> {
+    let resolve = |(n, text): (usize, &String)| {
+        let wrong = |source| DaemonError::Name { key: format!("readonlyipnskeys[{n}]"), source };
+        keystore.resolve_name(text).map_err(wrong)
+    };
+    config.names.readonly.iter().enumerate().map(resolve).collect()
+}
+
+/// Replaces the socket of an earlier run: the lock of the store says that nobody uses it.
+fn control_socket(root_directory: &Path) -> std::io::Result<UnixListener> {
+    let path = root_directory.join(api::SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => (),
+    }
+    let socket = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
+impl Running {
+    /// `ready registry=… p2p=… ipns=…`: fields without spaces, lists joined by commas.
+    fn ready_line(&self) -> String {
+        let addresses: Vec<String> = self.node.listen_addresses().iter().map(ToString::to_string).collect();
+        let ipns = self.mirror.status().own.map(|own| own.name.to_string()).unwrap_or_default();
+        format!("ready registry=http://{} p2p={} ipns={ipns}", self.registry, addresses.join(","))
+    }
+}
+
+impl Daemon for Running {
+    fn status(&self) -> api::Status {
+        let (mirror, node, store) = (self.mirror.status(), self.node.stats(), self.store.blocks().stats());
+        let seconds = |duration: Duration| duration.as_secs();
+        api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.started_at.elapsed().as_secs(),
+            node: api::Node {
+                peer_id: self.node.peer_id().to_base58(),
+                addresses: self.node.listen_addresses().iter().map(ToString::to_string).collect(),
+                peers: node.peers,
+                announcements_waiting: node.announcements_waiting,
+            },
+            own: mirror.own.map(|own| api::Own {
+                name: own.name.to_string(),
+                root: own.root.to_string(),
+                sequence: own.sequence,
+                published_at: own.published_at.map(|at| at.to_string()),
+                state: match own.state {
+                    PublishState::Pending => "pending",
+                    PublishState::Published => "published",
+                    PublishState::Blocked => "blocked",
+                }
+                .to_owned(),
+                error: own.error,
+            }),
+            readonly: mirror
+                .readonly
+                .into_iter()
+                .map(|followed| api::Readonly {
+                    name: followed.name.to_string(),
+                    root: followed.root.map(|root| root.to_string()),
+                    sequence: followed.sequence,
+                    valid_until: followed.valid_until.map(|until| until.to_string()),
+                    record_age_s: followed.record_age.map(seconds),
+                    root_age_s: followed.root_age.map(seconds),
+                    error: followed.error,
+                })
+                .collect(),
+            store: api::Store {
+                blocks: store.blocks,
+                live_bytes: store.live_bytes,
+                disk_bytes: store.disk_bytes,
+            },
+            transfers: api::Transfers {
+                uploads: mirror.uploads,
+                downloads: mirror.downloads,
+                fetches: node.bitswap.fetches,
+                received_bytes: node.bitswap.bytes_received,
+                sent_bytes: node.bitswap.bytes_sent,
+            },
+            tasks: self.tasks.len(),
+        }
+    }
+
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<api::Resolved, String>> + Send + 'a>> {
+        Box::pin(async move {
+            let name: IpnsName = name.parse().map_err(|error| chain(&error))?;
+            let record = self.node.resolve(&name).await.map_err(|error| chain(&error))?;
+            Ok(api::Resolved {
+                name: name.to_string(),
+                value: record.value().to_owned(),
+                sequence: record.sequence(),
+                valid_until: record.valid_until().to_string(),
+            })
+        })
+    }
+
+    fn refresh(&self, metrics: &Metrics) {
+        let status = self.status();
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        metrics.peers.set(count(status.node.peers));
+        metrics.blocks.set(status.store.blocks);
+        metrics.store_live_bytes.set(status.store.live_bytes);
+        metrics.store_disk_bytes.set(status.store.disk_bytes);
+        metrics.uploads.set(count(status.transfers.uploads));
+        metrics.downloads.set(count(status.transfers.downloads));
+        metrics.fetches.set(count(status.transfers.fetches));
+        metrics.bitswap_received_bytes.set(status.transfers.received_bytes);
+        metrics.bitswap_sent_bytes.set(status.transfers.sent_bytes);
+        metrics.tasks.set(count(status.tasks));
+        metrics.publish_blocked.set(u64::from(status.own.is_some_and(|own| own.state == "blocked")));
+    }
+}

@@ -1,0 +1,50 @@
+//! DAGs, local first, filled from the network.
+
+pub mod blocks;
+pub mod file;
+pub mod tree;
+mod tree_edit;
+mod tree_list;
+#[cfg(test)]
+mod tree_tests;
+
+pub use blocks::Blocks;
+pub use tree::{Edit, Entry, Listing, Tree};
+
+use std::sync::Arc;
+
+use cid::Cid;
+
+use crate::ipfs::IpfsError;
+use crate::ipld::unixfs::UnixFsError;
+use crate::store::StoreError;
+
+/// Why a DAG could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum DagError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Fetch(#[from] IpfsError),
+    #[error(transparent)]
+    Format(#[from] UnixFsError),
+    /// A DAG that lies about sizes, is deeper or wider than allowed, or is not what the path says.
+    #[error("{what} at {cid}")]
+    Invalid { cid: Box<Cid>, what: &'static str },
+    #[error("the work was given up: {0}")]
+    Cancelled(&'static str),
+    /// The failure of a fetch that several waited for.
+    #[error(transparent)]
+    Shared(#[from] Arc<DagError>),
+}
+
+impl DagError {
+    /// Whether the network did not deliver, which another try may mend.
+    pub fn is_fetch(&self) -> bool {
+        match self {
+            Self::Fetch(_) | Self::Cancelled(_) => true,
+            Self::Shared(error) => error.is_fetch(),
+            Self::Store(_) | Self::Format(_) | Self::Invalid { .. } => false,
+        }
+    }
+}

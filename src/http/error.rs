@@ -1,0 +1,111 @@
+//! What failed → code and status, one table. The client gets the code of the specification; the log gets the chain of
+//! causes, once, here.
+
+use axum::body::Body;
+use axum::http::header::{ALLOW, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::mirror::{MirrorError, chain};
+use crate::oci::ErrorCode;
+use crate::oci::name::NameError;
+use crate::oci::route::RouteError;
+
+/// Why a request has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
+    #[error("{1} is unknown here")]
+    Unknown(Thing, String),
+    #[error("the range lies outside of the blob")]
+    Range { size_bytes: u64 },
+    #[error("{0}")]
+    BadUpload(String),
+}
+
+/// What is not there.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Thing {
+    Manifest,
+    Blob,
+    Repository,
+}
+
+impl Failure {
+    fn classify(&self) -> (StatusCode, ErrorCode) {
+        match self {
+            Self::Route(error) => match error {
+                RouteError::NotFound => (StatusCode::NOT_FOUND, ErrorCode::Unsupported),
+                RouteError::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+                RouteError::Name(_) => (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid),
+                RouteError::Reference(NameError::Digest(_)) | RouteError::DigestMissing => {
+                    (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
+                }
+                RouteError::Reference(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+                RouteError::Number(_) => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
+            },
+            Self::Mirror(error) => classify(error),
+            Self::Unknown(Thing::Manifest, _) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
+            Self::Unknown(Thing::Blob, _) => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
+            Self::Unknown(Thing::Repository, _) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+            Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid),
+            Self::BadUpload(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
+        }
+    }
+}
+
+/// No wildcard: a new failure must be given its place.
+fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
+    match error {
+        MirrorError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        MirrorError::UploadUnknown(_) => (StatusCode::NOT_FOUND, ErrorCode::BlobUploadUnknown),
+        MirrorError::UploadRange { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::BlobUploadInvalid),
+        MirrorError::UploadBusy(_) => (StatusCode::CONFLICT, ErrorCode::BlobUploadInvalid),
+        // Not 429: containerd repeats that at once, five times.
+        MirrorError::TooManyUploads(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
+        MirrorError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+        MirrorError::Body(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
+        MirrorError::ManifestInvalid(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+        MirrorError::ManifestTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::ManifestInvalid),
+        MirrorError::Missing { .. } => (StatusCode::NOT_FOUND, ErrorCode::ManifestBlobUnknown),
+        MirrorError::Fetch { .. } | MirrorError::Unresolved(_) | MirrorError::Closed => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        MirrorError::Dag(error) if error.is_fetch() => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        MirrorError::Tree { .. } | MirrorError::Commit(_) | MirrorError::Store(_) | MirrorError::Dag(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
+        }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, code) = self.classify();
+        let message = chain(&self);
+        if status.is_server_error() {
+            tracing::warn!(status = status.as_u16(), error = %message, "request failed");
+        }
+        let mut response = Response::new(Body::from(code.body(&message)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match &self {
+            Self::Route(RouteError::Method(allowed)) => {
+                headers.insert(ALLOW, HeaderValue::from_static(allowed));
+            }
+            Self::Range { size_bytes } => {
+                super::set(headers, axum::http::header::CONTENT_RANGE, format!("bytes */{size_bytes}"))
+            }
+            Self::Mirror(MirrorError::UploadRange { received, .. }) => {
+                super::set(headers, RANGE, super::push::received_range(*received));
+            }
+            _ => (),
+        }
+        response
+    }
+}

@@ -1,0 +1,89 @@
+//! axum in, [`Mirror`] out: the registry API of the OCI distribution specification 1.1, and the control socket.
+
+pub mod control;
+mod error;
+mod listing;
+mod pull;
+mod push;
+pub mod server;
+
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::metrics::Metrics;
+use crate::mirror::Mirror;
+use crate::oci::Route;
+use error::Failure;
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Shared {
+    mirror: Mirror,
+    metrics: Metrics,
+}
+
+/// The registry API. One fallback takes every path, since a repository name has any number of slashes.
+pub fn router(mirror: Mirror, metrics: Metrics) -> Router {
+    Router::new().fallback(answer).with_state(Shared { mirror, metrics })
+}
+
+async fn answer(State(shared): State<Shared>, request: Request) -> Response {
+    let begun = Instant::now();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    shared.metrics.http_requests.inc();
+    let route = Route::parse(method.as_str(), uri.path(), uri.query());
+    let outcome = match route {
+        Ok(route) => dispatch(shared, route, request).await,
+        Err(error) => Err(error.into()),
+    };
+    let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
+    response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    let (status, duration_ms) = (response.status().as_u16(), begun.elapsed().as_millis());
+    tracing::debug!(http.method = %method, http.path = %uri, http.status = status, duration_ms, "answered");
+    response
+}
+
+async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
+    let Shared { mirror, metrics } = shared;
+    match route {
+        Route::Version => Ok(json("{}".to_owned())),
+        Route::GetManifest { repo, reference, head } => {
+            pull::manifest(&mirror, &repo, &reference, head, request.headers()).await
+        }
+        Route::GetBlob { repo, digest, head } => {
+            pull::blob(&mirror, &metrics, &repo, &digest, head, request.headers()).await
+        }
+        Route::ListTags { repo, last, limit } => listing::tags(&mirror, &repo, last.as_deref(), limit).await,
+        Route::PutManifest { repo, reference, tags } => {
+            push::manifest(&mirror, &repo, &reference, &tags, request).await
+        }
+        Route::StartUpload { repo, start } => push::start(&mirror, &repo, start, request).await,
+        Route::UploadStatus { repo, id } => push::status(&mirror, &repo, &id),
+        Route::AppendUpload { repo, id } => push::append(&mirror, &repo, &id, request).await,
+        Route::FinishUpload { repo, id, digest } => push::finish(&mirror, &repo, &id, &digest, request).await,
+        Route::CancelUpload { repo, id } => {
+            mirror.cancel_upload(&repo, &id)?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+    }
+}
+
+fn json(body: String) -> Response {
+    ([(CONTENT_TYPE, "application/json")], Body::from(body)).into_response()
+}
+
+/// Sets a header whose value was put together from what is known to be plain text.
+fn set(headers: &mut HeaderMap, name: HeaderName, value: impl AsRef<str>) {
+    if let Ok(value) = HeaderValue::from_str(value.as_ref()) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,151 @@
+//! Uploads, mounts, manifests that are put.
+
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::Response;
+use futures::TryStreamExt;
+
+use super::error::Failure;
+use super::pull::text;
+use super::{CONTENT_DIGEST, set};
+use crate::mirror::{BodyError, Mirror, MirrorError};
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::range::parse_content_range;
+use crate::oci::route::StartUpload;
+use crate::oci::{Digest, Reference, RepoName, Tag};
+
+const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+
+pub(super) async fn start(
+    mirror: &Mirror,
+    repo: &RepoName,
+    start: StartUpload,
+    request: Request,
+) -> Result<Response, Failure> {
+    match start {
+        StartUpload::Mount { digest, from } if mirror.mount(repo, from.as_ref(), &digest).await? => {
+            Ok(created(&format!("/v2/{repo}/blobs/{digest}"), &digest))
+        }
+        StartUpload::Empty | StartUpload::Mount { .. } => {
+            let id = mirror.start_upload(repo).await?;
+            Ok(uploading(repo, &id, 0, StatusCode::ACCEPTED))
+        }
+        StartUpload::Whole(digest) => {
+            let id = mirror.start_upload(repo).await?;
+            let received = mirror.append(repo, &id, None, body(request)).await;
+            if let Err(error) = received {
+                mirror.cancel_upload(repo, &id)?;
+                return Err(error.into());
+            }
+            mirror.finish(repo, &id, &digest).await?;
+            Ok(created(&format!("/v2/{repo}/blobs/{digest}"), &digest))
+        }
+    }
+}
+
+pub(super) fn status(mirror: &Mirror, repo: &RepoName, id: &str) -> Result<Response, Failure> {
+    let received = mirror.upload_status(repo, id)?;
+    Ok(uploading(repo, id, received, StatusCode::NO_CONTENT))
+}
+
+pub(super) async fn append(
+    mirror: &Mirror,
+    repo: &RepoName,
+    id: &str,
+    request: Request,
+) -> Result<Response, Failure> {
+    let at = chunk_start(request.headers())?;
+    let received = mirror.append(repo, id, at, body(request)).await?;
+    Ok(uploading(repo, id, received, StatusCode::ACCEPTED))
+}
+
+pub(super) async fn finish(
+    mirror: &Mirror,
+    repo: &RepoName,
+    id: &str,
+    digest: &Digest,
+    request: Request,
+) -> Result<Response, Failure> {
+    let at = chunk_start(request.headers())?;
+    mirror.append(repo, id, at, body(request)).await?;
+    mirror.finish(repo, id, digest).await?;
+    Ok(created(&format!("/v2/{repo}/blobs/{digest}"), digest))
+}
+
+pub(super) async fn manifest(
+    mirror: &Mirror,
+    repo: &RepoName,
+    reference: &Reference,
+    tags: &[Tag],
+    request: Request,
+) -> Result<Response, Failure> {
+    let (parts, body) = request.into_parts();
+    let announced = text(&parts.headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MANIFEST_BYTES_MAX) {
+        return Err(MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX).into());
+    }
+    let bytes = to_bytes(body, MANIFEST_BYTES_MAX).await.map_err(|error| {
+        let too_large = std::error::Error::source(&error)
+            .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
+        if too_large {
+            MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX)
+        } else {
+            MirrorError::Body(Box::new(error))
+        }
+    })?;
+    let content_type = text(&parts.headers, &CONTENT_TYPE);
+    let digest = mirror.put_manifest(repo, reference, content_type, bytes.clone()).await?;
+    for tag in tags {
+        mirror.put_manifest(repo, &Reference::Tag(tag.clone()), content_type, bytes.clone()).await?;
+    }
+    let mut response = created(&format!("/v2/{repo}/manifests/{digest}"), &digest);
+    for tag in tags {
+        if let Ok(value) = tag.as_str().parse() {
+            response.headers_mut().append(OCI_TAG, value);
+        }
+    }
+    Ok(response)
+}
+
+/// Where a chunk says that it begins.
+fn chunk_start(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
+    let Some(header) = text(headers, &CONTENT_RANGE) else { return Ok(None) };
+    let range = parse_content_range(header).ok_or_else(|| {
+        Failure::BadUpload(format!("content-range {header:?} is not understood: send <first>-<last>"))
+    })?;
+    let length = text(headers, &CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+    if length.is_some_and(|length| length != range.end - range.start) {
+        return Err(Failure::BadUpload(format!("content-range {header:?} does not fit the content-length")));
+    }
+    Ok(Some(range.start))
+}
+
+fn body(request: Request) -> impl futures::Stream<Item = Result<bytes::Bytes, BodyError>> + Send + Unpin {
+    request.into_body().into_data_stream().map_err(BodyError::from)
+}
+
+fn uploading(repo: &RepoName, id: &str, received: u64, status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    set(headers, LOCATION, format!("/v2/{repo}/blobs/uploads/{id}"));
+    set(headers, UPLOAD_ID, id);
+    set(headers, RANGE, received_range(received));
+    response
+}
+
+/// `0-<last>`; `0-0` also when nothing came, as all registries write it.
+pub(super) fn received_range(received: u64) -> String {
+    format!("0-{}", received.saturating_sub(1))
+}
+
+fn created(location: &str, digest: &Digest) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::CREATED;
+    set(response.headers_mut(), LOCATION, location);
+    set(response.headers_mut(), CONTENT_DIGEST, digest.to_string());
+    response
+}

@@ -1,0 +1,12 @@
+//! The formats of IPFS. Pure: no I/O, no async, no clock.
+
+pub mod block;
+pub mod dag_pb;
+pub mod directory;
+pub mod file_builder;
+pub mod hamt;
+pub mod ipns;
+pub mod unixfs;
+
+pub use block::{Block, BlockError, Multihash};
+pub use cid::Cid;

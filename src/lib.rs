@@ -1,0 +1,78 @@
+//! Shoal: a peer-to-peer mirror and registry for container images, in one binary.
+//!
+//! Users push to their own daemon. Whoever knows its IPNS name pulls the images from the swarm, also when the publisher
+//! is unreachable or gone. This page is the map: what the parts are, who may use whom, what is deliberately absent.
+//!
+//! # The parts
+//!
+//! | part | what it is | may use |
+//! | --- | --- | --- |
+//! | [`oci`] | digests, names, manifests, routes, ranges. Pure. | nothing of ours |
+//! | [`ipld`] | blocks, UnixFS, IPNS records. Pure. | nothing of ours |
+//! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish | `ipld` |
+//! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
+//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap | `ipld`, `ipfs`, `store` |
+//! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
+//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing | `oci`, `ipld`, `ipfs`, `store`, `dag` |
+//! | [`http`] | the registry API, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `mirror`, `api` |
+//! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
+//! | [`keystore`] | key files | `ipld` |
+//! | [`api`] | what daemon and command line say to each other | nothing of ours |
+//! | [`cli`] | the command line | `config`, `keystore`, `oci`, `api` |
+//! | [`tasks`] | spawns, names, cancels and awaits what lives long | nothing of ours |
+//! | [`metrics`] | every metric, declared once | nothing of ours |
+//! | [`daemon`] | where parts meet: opens, starts in order, stops in reverse | all |
+//!
+//! `config`, `tasks` and `metrics` are open to all but the pure parts. `tests/architecture.rs` holds the code to this table.
+//!
+//! # Four flows
+//!
+//! *A pull, found at a readonly root.* [`http`] reads a route and asks [`mirror::Mirror::manifest`]; the sources are asked
+//! in order, the own root first; for a readonly root the path of distribution's layout is walked by [`dag::Tree`], each
+//! directory from the blockstore, else from the network by [`ipfs::Ipfs::fetch`], verified and kept. Blobs are streamed
+//! leaf by leaf by [`dag::file`], read ahead within a bound, and held to their digest once.
+//!
+//! *A push.* Bytes go into the blockstore as they come, hashed on two levels; the closing `PUT` compares the digest, and
+//! one commit puts the blob into the own tree: pack synced, index flushed, root on disk, then `201`. Publishing follows
+//! behind: new roots become one signed record, its sequence on disk before it leaves.
+//!
+//! *A want from a peer.* A stream of the swarm → Bitswap message → the peer's ledger → the blockstore → at most a budget of
+//! blocks back. Nothing above [`store`] takes part, and a peer's want never makes us fetch.
+//!
+//! *A moved name.* A record arrives, by a peer's put or by asking; signature and expiry are checked, and it must be newer.
+//! Its root is served once its changed directories are here; until then, and if they cannot be had, the old one is.
+//!
+//! # What holds everywhere, and what is absent
+//!
+//! * Absence is `Ok(None)`, failure is `Err`. "Not found" is said only when every source said so.
+//! * One owner for each changing thing: the event loop has the swarm, `mirror/commit.rs` the own root,
+//!   `mirror/publish.rs` its record, a task per name what is followed. No lock is held across an await.
+//! * Bytes are verified where they enter: a block at [`ipld::Block::verify`], a blob before its commit, a record before it
+//!   is stored or believed. Inside, the types are trusted.
+//! * Everything has a bound, with its unit in its name.
+//! * There is no trait with one implementation, no global state, no unbounded queue, no retry without a pause, and no
+//!   request of a client that waits for the DHT once a root is known.
+//!
+//! # Words
+//!
+//! *Root*: the top CID of a published tree. *Source*: a place to look, the own root or a readonly one. *Follow*: keeping
+//! a name's newest root. *Want*: a block somebody waits for. *Session*: whom to ask for the blocks of one DAG. *Ledger*:
+//! what a peer wants of us. Verbs: `get` is local, `fetch` is the network, `lookup` walks a tree, `resolve` is a name.
+
+#![warn(unreachable_pub)]
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod dag;
+pub mod http;
+pub mod ipfs;
+pub mod ipld;
+pub mod keystore;
+pub mod metrics;
+pub mod mirror;
+pub mod node;
+pub mod oci;
+pub mod store;
+pub mod tasks;

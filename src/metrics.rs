@@ -1,0 +1,93 @@
+//! Every metric, declared once. Who counts holds a clone; the page at `/metrics` reads them all.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+type Amount = Gauge<u64, AtomicU64>;
+
+/// The metrics of a daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    /// Requests to the registry API.
+    pub http_requests: Counter,
+    /// Bytes of blobs sent to clients.
+    pub blob_sent_bytes: Counter,
+    pub peers: Amount,
+    pub blocks: Amount,
+    pub store_live_bytes: Amount,
+    pub store_disk_bytes: Amount,
+    pub uploads: Amount,
+    pub downloads: Amount,
+    pub fetches: Amount,
+    pub bitswap_received_bytes: Amount,
+    pub bitswap_sent_bytes: Amount,
+    pub tasks: Amount,
+    /// 1 while a newer record of somebody else keeps us from publishing.
+    pub publish_blocked: Amount,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("shoal");
+        let http_requests = Counter::default();
+        registry.register("http_requests", "requests to the registry API", http_requests.clone());
+        let blob_sent_bytes = Counter::default();
+        let help = "bytes of blobs sent to clients";
+        registry.register_with_unit("blob_sent", help, Unit::Bytes, blob_sent_bytes.clone());
+        let mut amount = |name: &str, help: &str| {
+            let amount = Amount::default();
+            registry.register(name, help, amount.clone());
+            amount
+        };
+        Self {
+            http_requests,
+            blob_sent_bytes,
+            peers: amount("peers", "connected peers"),
+            blocks: amount("store_blocks", "blocks in the store"),
+            store_live_bytes: amount("store_live_bytes", "bytes of blocks in the store"),
+            store_disk_bytes: amount("store_disk_bytes", "bytes that the packs take on disk"),
+            uploads: amount("uploads", "open uploads"),
+            downloads: amount("downloads", "blobs being sent to clients"),
+            fetches: amount("fetches", "blocks being fetched from peers"),
+            bitswap_received_bytes: amount("bitswap_received_bytes", "bytes of blocks received from peers"),
+            bitswap_sent_bytes: amount("bitswap_sent_bytes", "bytes of blocks sent to peers"),
+            tasks: amount("tasks", "tasks alive"),
+            publish_blocked: amount(
+                "publish_blocked",
+                "1 while another writer keeps this daemon from publishing",
+            ),
+            registry: Arc::new(registry),
+        }
+    }
+}
+
+impl Metrics {
+    /// All metrics in the OpenMetrics text format.
+    pub fn page(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut page, &self.registry);
+        page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_on_the_page() {
+        let metrics = Metrics::default();
+        metrics.http_requests.inc_by(3);
+        metrics.peers.set(2);
+        let page = metrics.page();
+        assert!(page.contains("shoal_http_requests_total 3\n"), "{page}");
+        assert!(page.contains("shoal_peers 2\n"), "{page}");
+    }
+}

@@ -1,0 +1,222 @@
+//! The one writer of the own root. Edits come in from pushes, are grouped, and are answered when the new root is on
+//! disk: blocks first, then the root that needs them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cid::Cid;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{MirrorError, chain};
+use crate::dag::{DagError, Edit, Entry, Tree};
+use crate::ipfs::Want;
+use crate::ipld::Block;
+use crate::ipld::block::RAW;
+use crate::ipld::ipns::IpnsName;
+use crate::store::{State, off_thread};
+use crate::tasks::Tasks;
+
+/// Commits that may wait for the writer; a further one waits at the door.
+const COMMITS_QUEUED_MAX: usize = 256;
+
+/// What one commit changes.
+#[derive(Default)]
+pub(super) struct Changes {
+    edits: Vec<Edit>,
+    blocks: Vec<Block>,
+    /// Roots of blobs and manifests that are new, to be announced.
+    roots: Vec<Cid>,
+}
+
+impl Changes {
+    /// Puts a DAG that is in the store already at `path`.
+    pub(super) fn set(&mut self, path: String, entry: Entry) {
+        self.edits.push(Edit { path, to: Some(entry) });
+    }
+
+    /// Puts a file of at most one block at `path`, and returns its entry.
+    pub(super) fn write(&mut self, path: String, content: Bytes) -> Entry {
+        let entry = small_file(&content, &mut self.blocks);
+        self.set(path, entry);
+        entry
+    }
+
+    /// Asks for the DAG below `root` to be announced once it is committed.
+    pub(super) fn announce(&mut self, root: Cid) {
+        self.roots.push(root);
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.edits.extend(other.edits);
+        self.blocks.extend(other.blocks);
+        self.roots.extend(other.roots);
+    }
+}
+
+fn small_file(content: &Bytes, blocks: &mut Vec<Block>) -> Entry {
+    let block = Block::encode(RAW, content.clone());
+    let entry = Entry { cid: *block.cid(), tsize: content.len() as u64 };
+    blocks.push(block);
+    entry
+}
+
+/// What has been committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Committed {
+    pub(super) root: Cid,
+    /// Roots to announce, new since the last root that the publisher took. Bounded by [`ROOTS_ANNOUNCED_MAX`].
+    pub(super) fresh: Vec<Cid>,
+}
+
+/// Roots that wait to be announced; past it they are found by the walk at the next start only.
+const ROOTS_ANNOUNCED_MAX: usize = 65_536;
+
+enum Request {
+    Apply { changes: Changes, reply: oneshot::Sender<Result<(), MirrorError>> },
+    Adopt { expected: Cid, root: Cid, reply: oneshot::Sender<Result<(), MirrorError>> },
+}
+
+/// The door to the writer. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Commits {
+    requests: mpsc::Sender<Request>,
+    committed: watch::Sender<Committed>,
+}
+
+impl Commits {
+    /// Starts the writer upon `root`, which is on disk.
+    pub(super) fn start(tasks: &Tasks, tree: Tree, state: State, name: IpnsName, root: Cid) -> Self {
+        let (requests, inbox) = mpsc::channel(COMMITS_QUEUED_MAX);
+        let committed = watch::Sender::new(Committed { root, fresh: Vec::new() });
+        let writer = Writer { tree, state, name, committed: committed.clone() };
+        tasks.spawn("commit", |stop| writer.run(inbox, stop));
+        Self { requests, committed }
+    }
+
+    /// Applies `changes` and returns when they are on disk. Dropping the future does not undo them.
+    pub(super) async fn apply(&self, changes: Changes) -> Result<(), MirrorError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Apply { changes, reply }).await.map_err(|_| MirrorError::Closed)?;
+        answer.await.map_err(|_| MirrorError::Closed)?
+    }
+
+    /// Takes over a tree that was published under the same key, if the own root still is `expected`.
+    pub(super) async fn adopt(&self, expected: Cid, root: Cid) -> Result<(), MirrorError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Adopt { expected, root, reply };
+        self.requests.send(request).await.map_err(|_| MirrorError::Closed)?;
+        answer.await.map_err(|_| MirrorError::Closed)?
+    }
+
+    pub(super) fn root(&self) -> Cid {
+        self.committed.borrow().root
+    }
+
+    /// Tells of every new root.
+    pub(super) fn watch(&self) -> watch::Receiver<Committed> {
+        self.committed.subscribe()
+    }
+
+    /// Takes the roots that are to be announced.
+    pub(super) fn take_fresh(&self) -> Vec<Cid> {
+        let mut fresh = Vec::new();
+        self.committed.send_if_modified(|committed| {
+            fresh = std::mem::take(&mut committed.fresh);
+            false
+        });
+        fresh
+    }
+}
+
+struct Writer {
+    tree: Tree,
+    state: State,
+    name: IpnsName,
+    committed: watch::Sender<Committed>,
+}
+
+impl Writer {
+    /// Ends when told to stop, after the commits that were queued by then.
+    async fn run(self, mut inbox: mpsc::Receiver<Request>, stop: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                request = inbox.recv() => request,
+                () = stop.cancelled() => {
+                    inbox.close();
+                    inbox.recv().await
+                }
+            };
+            let Some(first) = first else { return };
+            let mut group = vec![first];
+            while let (Ok(next), true) = (inbox.try_recv(), group.len() < COMMITS_QUEUED_MAX) {
+                group.push(next);
+            }
+            self.commit(group).await;
+        }
+    }
+
+    /// Edits that stand next to each other become one commit.
+    async fn commit(&self, group: Vec<Request>) {
+        let (mut all, mut replies) = (Changes::default(), Vec::with_capacity(group.len()));
+        for request in group {
+            match request {
+                Request::Apply { changes, reply } => {
+                    all.extend(changes);
+                    replies.push(reply);
+                }
+                Request::Adopt { expected, root, reply } => {
+                    answer(std::mem::take(&mut replies), self.apply(std::mem::take(&mut all)).await);
+                    answer(vec![reply], self.adopt(expected, root).await);
+                }
+            }
+        }
+        if !replies.is_empty() {
+            answer(replies, self.apply(all).await);
+        }
+    }
+
+    async fn adopt(&self, expected: Cid, root: Cid) -> Result<(), DagError> {
+        if self.committed.borrow().root != expected {
+            return Err(DagError::Cancelled("the tree has changed meanwhile"));
+        }
+        self.tree.blocks().fetch(Want { cid: root, root }).await?;
+        self.tree.blocks().flush().await?;
+        self.set(root).await?;
+        self.committed.send_modify(|committed| committed.root = root);
+        Ok(())
+    }
+
+    async fn apply(&self, changes: Changes) -> Result<(), DagError> {
+        let before = self.committed.borrow().root;
+        let blocks = self.tree.blocks();
+        blocks.put(changes.blocks).await?;
+        let root = self.tree.edit(&before, &changes.edits).await?.cid;
+        blocks.flush().await?;
+        if root != before {
+            self.set(root).await?;
+        }
+        self.committed.send_if_modified(|committed| {
+            let room = ROOTS_ANNOUNCED_MAX.saturating_sub(committed.fresh.len());
+            committed.fresh.extend(changes.roots.into_iter().take(room));
+            std::mem::replace(&mut committed.root, root) != root
+        });
+        Ok(())
+    }
+
+    async fn set(&self, root: Cid) -> Result<(), DagError> {
+        let (state, name) = (self.state.clone(), self.name);
+        Ok(off_thread(move || state.set_own_root(&name, &root)).await?)
+    }
+}
+
+fn answer(replies: Vec<oneshot::Sender<Result<(), MirrorError>>>, outcome: Result<(), DagError>) {
+    let outcome = outcome.map_err(Arc::new);
+    if let Err(error) = &outcome {
+        tracing::error!(error = %chain(error), "commit failed; the tree is as it was");
+    }
+    for reply in replies {
+        // Who asked may have gone; the commit stands.
+        let _ = reply.send(outcome.clone().map_err(MirrorError::Commit));
+    }
+}

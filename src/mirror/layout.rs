@@ -1,0 +1,93 @@
+//! Where things lie in the published tree, spelled once: distribution's storage layout, so that `ipfs get` of a root
+//! is a directory that a stock registry serves (`storage/paths.go` of distribution describes it).
+
+use bytes::Bytes;
+
+use crate::oci::{Digest, RepoName, Tag};
+
+const BASE: &str = "docker/registry/v2";
+
+/// The directory of all blobs and manifests, by algorithm and the first two digits.
+pub(super) const BLOBS: &str = "docker/registry/v2/blobs";
+
+/// The bytes of a blob or manifest.
+pub(super) fn blob_data(digest: &Digest) -> String {
+    let hex = digest.hex();
+    format!("{BLOBS}/{}/{}/{hex}/data", digest.algorithm().as_str(), &hex[..2])
+}
+
+/// Says that a repository has a blob.
+pub(super) fn layer_link(repo: &RepoName, digest: &Digest) -> String {
+    format!("{BASE}/repositories/{repo}/_layers/{}/{}/link", digest.algorithm().as_str(), digest.hex())
+}
+
+/// Says that a repository has a manifest.
+pub(super) fn revision_link(repo: &RepoName, digest: &Digest) -> String {
+    let algorithm = digest.algorithm().as_str();
+    format!("{BASE}/repositories/{repo}/_manifests/revisions/{algorithm}/{}/link", digest.hex())
+}
+
+/// The directory whose entries are the tags of a repository.
+pub(super) fn tags(repo: &RepoName) -> String {
+    format!("{BASE}/repositories/{repo}/_manifests/tags")
+}
+
+/// What a tag points to.
+pub(super) fn tag_link(repo: &RepoName, tag: &Tag) -> String {
+    format!("{}/{tag}/current/link", tags(repo))
+}
+
+/// What a tag points to or once pointed to.
+pub(super) fn tag_index_link(repo: &RepoName, tag: &Tag, digest: &Digest) -> String {
+    format!("{}/{tag}/index/{}/{}/link", tags(repo), digest.algorithm().as_str(), digest.hex())
+}
+
+/// The directory that a repository is.
+pub(super) fn repository(repo: &RepoName) -> String {
+    format!("{BASE}/repositories/{repo}")
+}
+
+/// The bytes of a link file.
+pub(super) fn link_content(digest: &Digest) -> Bytes {
+    Bytes::from(digest.to_string())
+}
+
+/// Reads a link file; a newline at its end is forgiven.
+pub(super) fn parse_link(content: &[u8]) -> Option<Digest> {
+    std::str::from_utf8(content).ok()?.trim_end().parse().ok()
+}
+
+/// The longest link file that is read: `sha512:` and 128 digits, with some room.
+pub(super) const LINK_BYTES_MAX: u64 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_of_a_stock_registry() {
+        let repo: RepoName = "library/multi".parse().unwrap();
+        let tag: Tag = "v1".parse().unwrap();
+        let digest = Digest::sha256(b"");
+        let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(blob_data(&digest), format!("docker/registry/v2/blobs/sha256/e3/{hex}/data"));
+        let base = "docker/registry/v2/repositories/library/multi";
+        assert_eq!(repository(&repo), base);
+        assert_eq!(layer_link(&repo, &digest), format!("{base}/_layers/sha256/{hex}/link"));
+        assert_eq!(revision_link(&repo, &digest), format!("{base}/_manifests/revisions/sha256/{hex}/link"));
+        assert_eq!(tag_link(&repo, &tag), format!("{base}/_manifests/tags/v1/current/link"));
+        assert_eq!(
+            tag_index_link(&repo, &tag, &digest),
+            format!("{base}/_manifests/tags/v1/index/sha256/{hex}/link")
+        );
+    }
+
+    #[test]
+    fn a_link_is_a_digest_without_newline() {
+        let digest = Digest::sha256(b"x");
+        assert_eq!(parse_link(&link_content(&digest)), Some(digest));
+        assert_eq!(parse_link(format!("{digest}\n").as_bytes()), Some(digest));
+        assert_eq!(parse_link(b"sha256:../../etc"), None);
+        assert_eq!(parse_link(&[0xff]), None);
+    }
+}

@@ -1,0 +1,265 @@
+//! The order of sources: the own root, then each readonly root as configured. The first that has it wins; "not there"
+//! is said only when every source said so.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use cid::Cid;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+
+use super::roots::Follow;
+use super::{Blob, Inner, Manifest, MirrorError, Page, chain, layout, verify};
+use crate::dag::{DagError, Entry, file};
+use crate::ipld::block::RAW;
+use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
+use crate::oci::{Digest, Reference, RepoName, Tag};
+use crate::store::IndexEntry;
+
+/// A place to look.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Own(Cid),
+    Readonly(&'a Follow),
+}
+
+impl Source<'_> {
+    /// The roots to look under, best first.
+    async fn roots(&self) -> Result<Vec<Cid>, MirrorError> {
+        match self {
+            Self::Own(root) => Ok(vec![*root]),
+            Self::Readonly(follow) => follow.roots().await,
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn sources(&self) -> impl Iterator<Item = Source<'_>> {
+        let own = self.own.as_ref().map(|own| Source::Own(own.commits.root()));
+        own.into_iter().chain(self.follows.iter().map(Source::Readonly))
+    }
+
+    /// Asks the sources in order. What a newer root of a source cannot deliver, the one before it may.
+    async fn first<T, F>(&self, ask: impl Fn(Cid) -> F) -> Result<Option<T>, MirrorError>
+    where
+        F: Future<Output = Result<Option<T>, MirrorError>>,
+    {
+        let mut failure = None;
+        for source in self.sources() {
+            let roots = match source.roots().await {
+                Ok(roots) => roots,
+                Err(error) => {
+                    failure = Some(error);
+                    continue;
+                }
+            };
+            for root in roots {
+                match ask(root).await {
+                    Ok(Some(found)) => return Ok(Some(found)),
+                    Ok(None) => break,
+                    Err(error) => failure = Some(error),
+                }
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    pub(super) async fn manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<Option<Manifest>, MirrorError> {
+        self.first(|root| async move {
+            let digest = match reference {
+                Reference::Digest(digest) => {
+                    let link = self.tree.lookup(&root, &layout::revision_link(repo, digest)).await?;
+                    link.map(|_| *digest)
+                }
+                Reference::Tag(tag) => self.tag(&root, repo, tag).await?,
+            };
+            match digest {
+                Some(digest) => self.manifest_at(&root, repo, &digest).await.map(Some),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
+    /// What a tag points to under one root.
+    pub(super) async fn tag(
+        &self,
+        root: &Cid,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> Result<Option<Digest>, MirrorError> {
+        let path = layout::tag_link(repo, tag);
+        let Some(link) = self.tree.lookup(root, &path).await? else { return Ok(None) };
+        if let Some(digest) = self.links.get(&link.cid) {
+            return Ok(Some(digest));
+        }
+        let content = self.small_file(&link.cid, root, layout::LINK_BYTES_MAX).await?;
+        let digest = layout::parse_link(&content)
+            .ok_or(MirrorError::Tree { path, what: "is not a link to a digest" })?;
+        self.links.insert(link.cid, digest);
+        Ok(Some(digest))
+    }
+
+    /// A manifest that a link says is there.
+    async fn manifest_at(
+        &self,
+        root: &Cid,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Manifest, MirrorError> {
+        if let Some(manifest) = self.manifests.get(digest) {
+            return Ok(manifest);
+        }
+        let path = layout::blob_data(digest);
+        let Some(data) = self.tree.lookup(root, &path).await? else {
+            return Err(MirrorError::Tree { path, what: "is missing though a link names it" });
+        };
+        let bytes = self.small_file(&data.cid, root, MANIFEST_BYTES_MAX as u64).await?;
+        let actual = Digest::of(digest.algorithm(), &bytes);
+        if actual != *digest {
+            return Err(MirrorError::DigestMismatch { expected: *digest, actual });
+        }
+        let parsed = ParsedManifest::parse(None, &bytes)
+            .map_err(|error| MirrorError::ManifestInvalid(format!("{digest} of {repo}: {error}")))?;
+        let manifest = Manifest { digest: *digest, media_type: parsed.media_type, bytes };
+        self.manifests.insert(*digest, manifest.clone());
+        Ok(manifest)
+    }
+
+    /// The whole of a file that must not be larger than `bytes_max`.
+    async fn small_file(&self, cid: &Cid, root: &Cid, bytes_max: u64) -> Result<Bytes, MirrorError> {
+        let blocks = self.tree.blocks();
+        let size = file::file_size(blocks, cid, root).await?;
+        if size > bytes_max {
+            return Err(MirrorError::Tree {
+                path: cid.to_string(),
+                what: "is larger than what it stands for may be",
+            });
+        }
+        let parts: Vec<Bytes> = file::read(blocks, *cid, *root, 0..size).try_collect().await?;
+        Ok(if parts.len() == 1 { parts[0].clone() } else { parts.concat().into() })
+    }
+
+    pub(super) async fn blob(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Blob>, MirrorError> {
+        self.first(|root| async move {
+            if !self.has_blob(&root, repo, digest).await? {
+                return Ok(None);
+            }
+            let path = layout::blob_data(digest);
+            let Some(data) = self.tree.lookup(&root, &path).await? else {
+                return Err(MirrorError::Tree { path, what: "is missing though a link names it" });
+            };
+            self.blob_at(*digest, data, root).await.map(Some)
+        })
+        .await
+    }
+
+    async fn blob_at(&self, digest: Digest, data: Entry, root: Cid) -> Result<Blob, MirrorError> {
+        let known = self.proven.get(&digest).await?.filter(|known| known.cid == data.cid);
+        let size_bytes = match known {
+            Some(known) => known.size_bytes,
+            None => file::file_size(self.tree.blocks(), &data.cid, &root).await?,
+        };
+        let entry = IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize };
+        let proven = known.is_some() || is_named_by_its_digest(&digest, &data.cid);
+        Ok(Blob { digest, size_bytes, entry, proven })
+    }
+
+    /// Whether a repository has a blob, or a manifest asked for as one, under one root.
+    pub(super) async fn has_blob(
+        &self,
+        root: &Cid,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<bool, MirrorError> {
+        if self.tree.lookup(root, &layout::layer_link(repo, digest)).await?.is_some() {
+            return Ok(true);
+        }
+        Ok(self.tree.lookup(root, &layout::revision_link(repo, digest)).await?.is_some())
+    }
+
+    /// Streams a blob. A whole one whose bytes are not proven yet is hashed on its way, and its last chunk leaves only
+    /// when the digest matched.
+    pub(super) fn read(
+        &self,
+        blob: &Blob,
+        range: Range<u64>,
+    ) -> BoxStream<'static, Result<Bytes, MirrorError>> {
+        let (digest, entry) = (blob.digest, blob.entry);
+        let whole = range == (0..blob.size_bytes);
+        let bytes = file::read(self.tree.blocks(), entry.cid, entry.cid, range)
+            .map_err(move |source| MirrorError::Fetch { what: format!("blob {digest}"), source })
+            .boxed();
+        if blob.proven || !whole {
+            return bytes;
+        }
+        let proven = self.proven.clone();
+        verify::held_to_digest(bytes, digest, async move { proven.put(digest, entry).await })
+    }
+
+    /// A page of the union of the tags of all sources. A source that fails is left out if another one knows the
+    /// repository.
+    pub(super) async fn tags(
+        &self,
+        repo: &RepoName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Option<Page>, MirrorError> {
+        let (mut union, mut failure) = (None::<Page>, None);
+        for source in self.sources() {
+            match self.tags_of(&source, repo, last, limit).await {
+                Ok(Some(page)) => union = Some(union.map_or(page.clone(), |known| known.merge(page, limit))),
+                Ok(None) => (),
+                Err(error) => {
+                    tracing::warn!(repo.name = %repo, error = %chain(&error), "tags of a source are missing");
+                    failure = Some(error);
+                }
+            }
+        }
+        match (union, failure) {
+            (None, Some(error)) => Err(error),
+            (union, _) => Ok(union),
+        }
+    }
+
+    async fn tags_of(
+        &self,
+        source: &Source<'_>,
+        repo: &RepoName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Option<Page>, MirrorError> {
+        let mut failure = None;
+        for root in source.roots().await? {
+            match self.tags_at(&root, repo, last, limit).await {
+                Ok(page) => return Ok(page),
+                Err(error) => failure = Some(error.into()),
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    async fn tags_at(
+        &self,
+        root: &Cid,
+        repo: &RepoName,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Option<Page>, DagError> {
+        if let Some(listing) = self.tree.list(root, &layout::tags(repo), last, limit).await? {
+            return Ok(Some(Page { names: listing.names, more: listing.more }));
+        }
+        // A repository into which blobs were pushed and no tag yet has an empty list.
+        let repository = self.tree.lookup(root, &layout::repository(repo)).await?;
+        Ok(repository.map(|_| Page { names: Vec::new(), more: false }))
+    }
+}
+
+/// A blob in one leaf needs no proof: the multihash of its CID is its digest.
+fn is_named_by_its_digest(digest: &Digest, cid: &Cid) -> bool {
+    cid.codec() == RAW && *cid.hash() == digest.multihash()
+}

@@ -1,0 +1,116 @@
+//! The protocols we speak and their limits.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::identity::Keypair;
+use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
+use libp2p::kad::{self, StoreInserts};
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::{PeerId, StreamProtocol, Swarm, SwarmBuilder, identify, noise, ping, tcp, tls, yamux};
+
+use super::routing::Dht;
+use super::{NodeConfig, NodeError, streams};
+
+/// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
+/// which fill a window in one frame are understood; and opening many streams does not end the connection.
+const YAMUX_STREAMS_MAX: usize = 4093;
+/// Records of others, each at most 10 KiB, and room for our own.
+pub(super) const RECORDS_MAX: usize = 4096;
+/// Keys that somebody, or we, provide.
+pub(super) const PROVIDED_KEYS_MAX: usize = 131_072;
+/// Lookups that a query has under way at once; Kubo has as many.
+const PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).expect("ten is not zero");
+const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A connection without streams is closed after this long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECTIONS_PER_PEER_MAX: u32 = 8;
+const PENDING_MAX: u32 = 256;
+
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    pub(super) limits: connection_limits::Behaviour,
+    pub(super) identify: identify::Behaviour,
+    pub(super) ping: ping::Behaviour,
+    pub(super) wan: kad::Behaviour<MemoryStore>,
+    pub(super) lan: kad::Behaviour<MemoryStore>,
+    pub(super) streams: streams::Behaviour,
+}
+
+impl Behaviour {
+    pub(super) fn kad(&mut self, dht: Dht) -> &mut kad::Behaviour<MemoryStore> {
+        match dht {
+            Dht::Wan => &mut self.wan,
+            Dht::Lan => &mut self.lan,
+        }
+    }
+}
+
+pub(super) fn build(
+    keypair: Keypair,
+    streams: streams::Behaviour,
+    config: &NodeConfig,
+) -> Result<Swarm<Behaviour>, NodeError> {
+    let peer_id = keypair.public().to_peer_id();
+    let identify = identify::Config::new("ipfs/0.1.0".to_owned(), keypair.public())
+        .with_agent_version(config.agent.clone())
+        .with_push_listen_addr_updates(true);
+    let limits = ConnectionLimits::default()
+        .with_max_pending_incoming(Some(PENDING_MAX))
+        .with_max_pending_outgoing(Some(PENDING_MAX))
+        .with_max_established_incoming(Some(config.connections_max))
+        .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
+    let behaviour = Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::default(),
+        wan: kademlia(peer_id, Dht::Wan),
+        lan: kademlia(peer_id, Dht::Lan),
+        streams,
+    };
+    let multiplexer = || {
+        let mut config = yamux::Config::default();
+        config.set_max_num_streams(YAMUX_STREAMS_MAX);
+        config
+    };
+    let transport = |error: &dyn std::fmt::Display| NodeError::Transport(error.to_string());
+    Ok(SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_tcp(tcp::Config::default().nodelay(true), (noise::Config::new, tls::Config::new), multiplexer)
+        .map_err(|error| transport(&error))?
+        .with_quic()
+        .with_dns()
+        .map_err(|error| transport(&error))?
+        .with_behaviour(|_| behaviour)
+        .map_err(|error| transport(&error))?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .build())
+}
+
+fn kademlia(peer_id: PeerId, dht: Dht) -> kad::Behaviour<MemoryStore> {
+    let mut config = kad::Config::new(StreamProtocol::new(dht.protocol()));
+    config
+        .set_parallelism(PARALLELISM)
+        .set_query_timeout(QUERY_TIMEOUT)
+        // What others put is checked by us before it is stored.
+        .set_record_filtering(StoreInserts::FilterBoth)
+        .set_caching(kad::Caching::Disabled)
+        // Records are signed and put again by who owns or follows them, provider records by `providing`.
+        .set_publication_interval(None)
+        .set_replication_interval(None)
+        .set_provider_publication_interval(None);
+    let store = MemoryStoreConfig {
+        max_records: RECORDS_MAX,
+        max_provided_keys: PROVIDED_KEYS_MAX,
+        max_value_bytes: crate::ipld::ipns::RECORD_BYTES_MAX,
+        ..MemoryStoreConfig::default()
+    };
+    let mut kad = kad::Behaviour::with_config(peer_id, MemoryStore::with_config(peer_id, store), config);
+    // Private addresses reach us as well as anybody; for public ones it must be known first that they do.
+    kad.set_mode(Some(match dht {
+        Dht::Wan => kad::Mode::Client,
+        Dht::Lan => kad::Mode::Server,
+    }));
+    kad
+}

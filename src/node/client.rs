@@ -1,0 +1,251 @@
+//! `NodeClient`: what the rest sees of the node. Sends commands to the event loop, and does what needs no swarm itself:
+//! choosing among records, waiting within budgets.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cid::Cid;
+use jiff::Timestamp;
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::bitswap::{BitswapStats, Exchange};
+use super::event_loop::Command;
+use super::queries::Answer;
+use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipld::Block;
+use crate::ipld::ipns::{IpnsName, IpnsRecord};
+
+/// How long a lookup waits for a first peer to ask.
+const FIRST_PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a lookup may take that finds nothing.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it goes on after the first record, in the hope of a better one.
+const BETTER_RECORD_TIMEOUT: Duration = Duration::from_secs(1);
+/// Peers that agree on the best record end a lookup.
+const AGREEING_PEERS: usize = 4;
+/// Peers that must have taken a record, if there are as many.
+const STORED_PEERS: usize = 4;
+/// How long they may take.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Answers of the DHT that may wait.
+const ANSWERS_QUEUED_MAX: usize = 64;
+
+/// What the event loop shows of its state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct View {
+    /// Listeners that said where they listen.
+    pub(super) listeners: usize,
+    pub(super) addresses: Vec<Multiaddr>,
+    /// Connected peers.
+    pub(super) peers: usize,
+    /// Connected peers that take part in a DHT.
+    pub(super) routable: usize,
+    pub(super) announcements_waiting: usize,
+}
+
+/// The handle of the node. Cheap to clone; the node ends with its tasks, not with its handles.
+#[derive(Clone)]
+pub struct NodeClient {
+    peer_id: PeerId,
+    commands: mpsc::Sender<Command>,
+    exchange: Exchange,
+    view: watch::Receiver<View>,
+    updates: broadcast::Sender<IpnsRecord>,
+}
+
+/// What `status` tells of the node.
+#[derive(Clone, Debug)]
+pub struct NodeStats {
+    pub peers: usize,
+    pub announcements_waiting: usize,
+    pub bitswap: BitswapStats,
+}
+
+impl NodeClient {
+    pub(super) fn new(
+        peer_id: PeerId,
+        commands: mpsc::Sender<Command>,
+        exchange: Exchange,
+        view: watch::Receiver<View>,
+        updates: broadcast::Sender<IpnsRecord>,
+    ) -> Self {
+        Self { peer_id, commands, exchange, view, updates }
+    }
+
+    pub fn peer_id(&self) -> PeerId {
+        self.peer_id
+    }
+
+    /// Where the node listens, with its peer id; TCP before QUIC.
+    pub fn listen_addresses(&self) -> Vec<Multiaddr> {
+        let suffix = libp2p::multiaddr::Protocol::P2p(self.peer_id);
+        let mut addresses: Vec<_> =
+            self.view.borrow().addresses.iter().map(|address| address.clone().with(suffix.clone())).collect();
+        addresses.sort_by_key(|address| address.to_string().contains("/udp/"));
+        addresses
+    }
+
+    /// Valid records of followed names that peers put to us, and that were better than what was known.
+    pub fn record_updates(&self) -> &broadcast::Sender<IpnsRecord> {
+        &self.updates
+    }
+
+    pub fn stats(&self) -> NodeStats {
+        let view = self.view.borrow();
+        NodeStats {
+            peers: view.peers,
+            announcements_waiting: view.announcements_waiting,
+            bitswap: self.exchange.stats(),
+        }
+    }
+
+    /// Waits until as many listeners as were started said where they listen.
+    pub(super) async fn listening(&self, listeners: usize) {
+        let mut view = self.view.clone();
+        // A closed channel means that the loop has ended; whoever asks it next is told.
+        let _ = view.wait_for(|view| view.listeners >= listeners).await;
+    }
+
+    async fn send(&self, command: Command) -> Result<(), IpfsError> {
+        self.commands.send(command).await.map_err(|_| IpfsError::Closed)
+    }
+
+    /// Waits for somebody to ask; right after a start the first connections are still being made.
+    async fn await_peer(&self, what: impl std::fmt::Display) -> Result<(), IpfsError> {
+        let mut view = self.view.clone();
+        match timeout(FIRST_PEER_TIMEOUT, view.wait_for(|view| view.routable > 0)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(IpfsError::Closed),
+            Err(_) => Err(IpfsError::NoPeers(what.to_string())),
+        }
+    }
+
+    async fn collect(
+        &self,
+        name: &IpnsName,
+        mut answers: mpsc::Receiver<Answer>,
+    ) -> Result<Candidates, IpfsError> {
+        let mut deadline = Instant::now() + RESOLVE_TIMEOUT;
+        let mut found = Candidates::default();
+        loop {
+            match timeout_at(deadline, answers.recv()).await {
+                Ok(Some(Answer::Record { value, from })) => {
+                    let first = found.best.is_none();
+                    found.add(name, &value, from);
+                    if first && found.best.is_some() {
+                        deadline = deadline.min(Instant::now() + BETTER_RECORD_TIMEOUT);
+                    }
+                    if found.agreeing >= AGREEING_PEERS {
+                        return Ok(found);
+                    }
+                }
+                Ok(Some(Answer::Finished { answered })) => found.answered += answered,
+                Ok(None) => return Ok(found),
+                Err(_) if found.best.is_some() => return Ok(found),
+                Err(_) => return Err(IpfsError::Timeout(format!("{name}"), RESOLVE_TIMEOUT.as_secs())),
+            }
+        }
+    }
+}
+
+/// The records that a lookup has found so far.
+#[derive(Default)]
+struct Candidates {
+    best: Option<IpnsRecord>,
+    /// Peers that gave the best one.
+    agreeing: usize,
+    /// Peers that gave an older one.
+    behind: Vec<PeerId>,
+    holders: Vec<PeerId>,
+    /// Peers that answered at all.
+    answered: usize,
+}
+
+impl Candidates {
+    fn add(&mut self, name: &IpnsName, value: &[u8], from: Option<PeerId>) {
+        let valid = IpnsRecord::decode(name, value)
+            .and_then(|record| record.check_validity(Timestamp::now()).map(|()| record))
+            .inspect_err(|error| tracing::debug!(ipns = %name, ?from, %error, "record of a peer ignored"));
+        let Ok(record) = valid else { return };
+        match &self.best {
+            Some(best) if record.bytes() == best.bytes() => {
+                self.agreeing += 1;
+                self.holders.extend(from);
+            }
+            Some(best) if !record.is_better_than(best) => self.behind.extend(from),
+            _ => {
+                self.behind.append(&mut self.holders);
+                self.holders.extend(from);
+                self.best = Some(record);
+                self.agreeing = 1;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Ipfs for NodeClient {
+    async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
+        self.exchange.fetch(want).await
+    }
+
+    async fn provide(&self, roots: &[Cid]) -> Result<(), IpfsError> {
+        self.send(Command::Provide(roots.to_vec())).await
+    }
+
+    async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError> {
+        self.await_peer(name).await?;
+        let (reply, answers) = mpsc::channel(ANSWERS_QUEUED_MAX);
+        self.send(Command::GetRecord { name: *name, reply }).await?;
+        let found = self.collect(name, answers).await?;
+        let Some(best) = found.best else {
+            let nobody = found.answered == 0;
+            return Err(if nobody {
+                IpfsError::NoPeers(name.to_string())
+            } else {
+                IpfsError::NoRecord(Box::new(*name))
+            });
+        };
+        if !found.behind.is_empty() {
+            self.send(Command::Correct { record: best.clone(), peers: found.behind }).await?;
+        }
+        Ok(best)
+    }
+
+    async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
+        // Kept here first, so that who asks us is told, also while there is nobody to put it to.
+        let (reply, mut stored) = mpsc::channel(ANSWERS_QUEUED_MAX);
+        self.send(Command::PutRecord { record: record.clone(), reply }).await?;
+        let name = *record.name();
+        let routable = self.view.borrow().routable;
+        if routable == 0 {
+            self.await_peer(name).await?;
+            return Box::pin(self.publish(record)).await;
+        }
+        let wanted = routable.min(STORED_PEERS);
+        let deadline = Instant::now() + PUBLISH_TIMEOUT;
+        let mut holders = std::collections::HashSet::new();
+        while holders.len() < wanted {
+            match timeout_at(deadline, stored.recv()).await {
+                Ok(Some(peer)) => holders.insert(peer),
+                Ok(None) | Err(_) => break,
+            };
+        }
+        // Peers come and go: one that holds the record makes it public.
+        if holders.is_empty() {
+            return Err(IpfsError::Publish { name: Box::new(name), stored: 0, wanted });
+        }
+        Ok(())
+    }
+}
+
+impl NodeClient {
+    /// Dials a peer; for tests and `status` only tells whether it could be asked to.
+    pub async fn dial(&self, address: Multiaddr) -> Result<(), IpfsError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Dial { address, reply }).await?;
+        answer.await.map_err(|_| IpfsError::Closed)?
+    }
+}

@@ -1,0 +1,335 @@
+//! Owns the swarm: takes commands, feeds the routing tables, tells Bitswap who is there.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use cid::Cid;
+use futures::StreamExt;
+use jiff::Timestamp;
+use libp2p::core::ConnectedPoint;
+use libp2p::kad::{self, QueryId, Quorum, RecordKey};
+use libp2p::swarm::SwarmEvent;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::{Multiaddr, PeerId, Swarm, identify};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::behaviour::{Behaviour, BehaviourEvent};
+use super::bitswap::{Exchange, FindProviders};
+use super::client::View;
+use super::peers::{Book, KNOWN_MAX};
+use super::providing::Providing;
+use super::queries::{Answer, Waiting};
+use super::routing::{self, Dht};
+use super::{NodeConfig, streams};
+use crate::ipfs::IpfsError;
+use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::store::{KnownPeer, State, off_thread};
+use crate::tasks::Tasks;
+
+/// The loop's own rounds: dialling, announcing, dropping queries that nobody waits for.
+const ROUND: Duration = Duration::from_millis(250);
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
+const RENEW_INTERVAL: Duration = Duration::from_secs(600);
+/// Connects and disconnects that Bitswap may be behind.
+const CHANGES_QUEUED_MAX: usize = 4096;
+
+/// What the client asks of the loop.
+pub(super) enum Command {
+    GetRecord {
+        name: IpnsName,
+        reply: mpsc::Sender<Answer>,
+    },
+    /// `reply` gets each peer that took the record.
+    PutRecord {
+        record: IpnsRecord,
+        reply: mpsc::Sender<PeerId>,
+    },
+    /// Gives the best record to peers that had an older one.
+    Correct {
+        record: IpnsRecord,
+        peers: Vec<PeerId>,
+    },
+    Provide(Vec<Cid>),
+    Dial {
+        address: Multiaddr,
+        reply: oneshot::Sender<Result<(), IpfsError>>,
+    },
+}
+
+/// What is known of a connected peer.
+#[derive(Default)]
+pub(super) struct Connected {
+    pub(super) addresses: Vec<Multiaddr>,
+    pub(super) dhts: HashSet<Dht>,
+}
+
+pub(super) struct EventLoop {
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) control: streams::Control,
+    pub(super) changes: mpsc::Sender<(PeerId, bool)>,
+    pub(super) book: Book,
+    pub(super) state: State,
+    pub(super) followed: HashSet<IpnsName>,
+    pub(super) announce: Vec<Multiaddr>,
+    pub(super) updates: broadcast::Sender<IpnsRecord>,
+    pub(super) view: watch::Sender<View>,
+    pub(super) waiting: HashMap<(Dht, QueryId), Waiting>,
+    pub(super) providing: Providing,
+    pub(super) peers: HashMap<PeerId, Connected>,
+    pub(super) listeners: HashSet<libp2p::core::transport::ListenerId>,
+}
+
+impl EventLoop {
+    #[expect(clippy::too_many_arguments, reason = "called once, where the node is put together")]
+    pub(super) fn new(
+        swarm: Swarm<Behaviour>,
+        control: streams::Control,
+        exchange: Exchange,
+        book: Book,
+        state: State,
+        config: NodeConfig,
+        updates: broadcast::Sender<IpnsRecord>,
+        view: watch::Sender<View>,
+        tasks: &Tasks,
+    ) -> Self {
+        // Bitswap may wait for the swarm, so the swarm must not wait for Bitswap.
+        let (changes, mut inbox) = mpsc::channel(CHANGES_QUEUED_MAX);
+        tasks.spawn("connections", |_| async move {
+            while let Some((peer, connected)) = inbox.recv().await {
+                if connected { exchange.connected(peer).await } else { exchange.disconnected(peer).await }
+            }
+        });
+        Self {
+            swarm,
+            control,
+            changes,
+            book,
+            state,
+            followed: config.followed.into_iter().collect(),
+            announce: config.announce,
+            updates,
+            view,
+            waiting: HashMap::new(),
+            providing: Providing::default(),
+            peers: HashMap::new(),
+            listeners: HashSet::new(),
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut searches: mpsc::Receiver<FindProviders>,
+        stop: CancellationToken,
+    ) {
+        for address in std::mem::take(&mut self.announce) {
+            self.add_own_address(address);
+        }
+        let mut round = tokio::time::interval(ROUND);
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut save = tokio::time::interval(SAVE_INTERVAL);
+        let mut renew = tokio::time::interval(RENEW_INTERVAL);
+        save.reset();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                event = self.swarm.select_next_some() => self.on_event(event),
+                Some(command) = commands.recv() => self.on_command(command),
+                Some(search) = searches.recv() => self.find_providers(search),
+                _ = round.tick() => self.round(),
+                _ = save.tick() => self.save_peers().await,
+                _ = renew.tick() => self.providing.renew(Instant::now()),
+            }
+            self.show();
+        }
+        self.save_peers().await;
+    }
+
+    fn show(&self) {
+        let (peers, waiting) = (self.peers.len(), self.providing.waiting());
+        let routable = self.peers.values().filter(|peer| !peer.dhts.is_empty()).count();
+        self.view.send_if_modified(|view| {
+            let changed =
+                view.peers != peers || view.routable != routable || view.announcements_waiting != waiting;
+            (view.peers, view.routable, view.announcements_waiting) = (peers, routable, waiting);
+            changed
+        });
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::GetRecord { name, reply } => {
+                for dht in Dht::BOTH {
+                    let id =
+                        self.swarm.behaviour_mut().kad(dht).get_record(RecordKey::new(&name.routing_key()));
+                    self.waiting.insert((dht, id), Waiting::Record(reply.clone()));
+                }
+            }
+            Command::PutRecord { record, reply } => self.put_record(&record, &reply),
+            Command::Correct { record, peers } => {
+                let record = routing::dht_record(&record, Timestamp::now());
+                for (dht, peers) in self.by_dht(peers.into_iter()) {
+                    let id = self.swarm.behaviour_mut().kad(dht).put_record_to(
+                        record.clone(),
+                        peers.into_iter(),
+                        Quorum::All,
+                    );
+                    self.waiting.insert((dht, id), Waiting::Nobody);
+                }
+            }
+            Command::Provide(roots) => {
+                let added =
+                    roots.iter().filter(|root| self.providing.add(routing::provider_key(root))).count();
+                if added < roots.len() {
+                    tracing::warn!(
+                        roots = roots.len() - added,
+                        "not announced: too many roots are announced already"
+                    );
+                }
+            }
+            Command::Dial { address, reply } => {
+                let dialled = self.swarm.dial(address.clone());
+                let outcome = dialled.map_err(|error| IpfsError::NoPeers(format!("{address}: {error}")));
+                // Who asked may have gone.
+                let _ = reply.send(outcome);
+            }
+        }
+    }
+
+    fn round(&mut self) {
+        let gone: Vec<_> =
+            self.waiting.iter().filter(|(_, waiting)| waiting.is_gone()).map(|(id, _)| *id).collect();
+        for (dht, id) in gone {
+            self.waiting.remove(&(dht, id));
+            if let Some(mut query) = self.swarm.behaviour_mut().kad(dht).query_mut(&id) {
+                query.finish();
+            }
+        }
+        if !self.book.is_empty() {
+            let swarm = &self.swarm;
+            for (peer, addresses) in self.book.due(Instant::now(), |peer| swarm.is_connected(peer)) {
+                self.dial(peer, addresses);
+            }
+        }
+        self.announce_some();
+    }
+
+    pub(super) fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        let options =
+            DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).addresses(addresses);
+        if let Err(error) = self.swarm.dial(options.extend_addresses_through_behaviour().build()) {
+            tracing::trace!(%peer, %error, "not dialled");
+        }
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(BehaviourEvent::Wan(event)) => self.on_kad(Dht::Wan, event),
+            SwarmEvent::Behaviour(BehaviourEvent::Lan(event)) => self.on_kad(Dht::Lan, event),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => {
+                self.on_identify(peer_id, info);
+            }
+            SwarmEvent::NewListenAddr { listener_id, address } => {
+                self.listeners.insert(listener_id);
+                tracing::info!(%address, "listening");
+                self.add_own_address(address.clone());
+                let listeners = self.listeners.len();
+                self.view.send_modify(|view| {
+                    view.listeners = listeners;
+                    view.addresses.push(address);
+                });
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                self.swarm.remove_external_address(&address);
+                self.view.send_modify(|view| view.addresses.retain(|known| *known != address));
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+                self.on_connected(peer_id, &endpoint, num_established.get() == 1);
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                tracing::debug!(peer.id = %peer_id, ?cause, "disconnected");
+                self.peers.remove(&peer_id);
+                self.tell_bitswap(peer_id, false);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
+                tracing::debug!(?peer_id, %error, "not connected");
+            }
+            _ => (),
+        }
+    }
+
+    /// An address to be told to others. Both DHTs put it into their provider records; readers of the public one drop
+    /// private addresses. A public one makes us a server of the public DHT.
+    fn add_own_address(&mut self, address: Multiaddr) {
+        if routing::is_public(&address) {
+            self.swarm.behaviour_mut().wan.set_mode(Some(kad::Mode::Server));
+        }
+        self.swarm.add_external_address(address);
+    }
+
+    fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
+        if let ConnectedPoint::Dialer { address, .. } = endpoint {
+            let known = self.peers.entry(peer).or_default();
+            known.addresses.push(address.clone());
+        }
+        if !first {
+            return;
+        }
+        tracing::debug!(peer.id = %peer, "connected");
+        self.peers.entry(peer).or_default();
+        if self.book.is_wanted(&peer) {
+            self.control.keep_alive(&peer, true);
+        }
+        self.tell_bitswap(peer, true);
+    }
+
+    fn tell_bitswap(&self, peer: PeerId, connected: bool) {
+        if self.changes.try_send((peer, connected)).is_err() {
+            tracing::error!(peer.id = %peer, "bitswap is too far behind to be told of a peer");
+        }
+    }
+
+    /// The routing tables take in who takes part in their DHT, at the addresses that belong there.
+    fn on_identify(&mut self, peer: PeerId, info: identify::Info) {
+        let Some(known) = self.peers.get_mut(&peer) else { return };
+        known.addresses.extend(info.listen_addrs);
+        known.addresses.sort_unstable();
+        known.addresses.dedup();
+        known.addresses.truncate(KNOWN_MAX);
+        for dht in Dht::BOTH {
+            if !info.protocols.iter().any(|protocol| protocol.as_ref() == dht.protocol()) {
+                continue;
+            }
+            for address in known.addresses.iter().filter(|address| dht.admits(address)) {
+                self.swarm.behaviour_mut().kad(dht).add_address(&peer, address.clone());
+                known.dhts.insert(dht);
+            }
+        }
+    }
+
+    async fn save_peers(&mut self) {
+        let now_s = u64::try_from(Timestamp::now().as_second()).unwrap_or_default();
+        let with_address =
+            self.peers.iter().filter(|(_, peer)| !peer.dhts.is_empty() && !peer.addresses.is_empty());
+        let known: Vec<KnownPeer> = with_address
+            .take(KNOWN_MAX)
+            .map(|(id, peer)| KnownPeer {
+                peer_id: id.to_base58(),
+                addresses: peer.addresses.iter().map(Multiaddr::to_string).collect(),
+                seen_at_s: now_s,
+            })
+            .collect();
+        if known.is_empty() {
+            return;
+        }
+        let state = self.state.clone();
+        if let Err(error) = off_thread(move || state.set_peers(&known)).await {
+            tracing::warn!(%error, "peers not remembered");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Manifests and indexes: the bytes stay as they came, a copy is read for what they name (OCI image specification,
+//! manifest.md and image-index.md; Docker's schema 2).
+
+use serde::Deserialize;
+
+use super::digest::Digest;
+
+/// The largest manifest that is taken or served (distribution specification, "Pushing Manifests").
+pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
+
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
+
+/// What a manifest says of something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub digest: Digest,
+    /// Not to be pushed: it lies elsewhere, and need not be here.
+    pub non_distributable: bool,
+}
+
+/// What a manifest names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParsedManifest {
+    pub media_type: String,
+    /// Config and layers of an image; empty for an index.
+    pub blobs: Vec<Descriptor>,
+    /// Manifests of an index; empty for an image.
+    pub manifests: Vec<Descriptor>,
+    /// What it refers to. Need not be here.
+    pub subject: Option<Digest>,
+}
+
+/// Why bytes are no manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("it is not the JSON of a manifest")]
+    Json(#[from] serde_json::Error),
+    #[error("its mediaType is {field}, but it was sent as {sent}")]
+    MediaType { field: String, sent: String },
+    #[error("docker schema 1 is not supported: push it again with a current client")]
+    Schema1,
+    #[error("it has neither layers nor manifests")]
+    Neither,
+    #[error("it names {0}")]
+    Digest(#[from] super::digest::DigestError),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    schema_version: Option<u32>,
+    media_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    /// Of the withdrawn artifact manifest.
+    blobs: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    subject: Option<RawDescriptor>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    #[serde(default)]
+    urls: Vec<String>,
+}
+
+impl RawDescriptor {
+    fn check(self) -> Result<Descriptor, ManifestError> {
+        let foreign = self.media_type.contains(".foreign.") || self.media_type.contains("nondistributable");
+        Ok(Descriptor { digest: self.digest.parse()?, non_distributable: foreign || !self.urls.is_empty() })
+    }
+}
+
+impl ParsedManifest {
+    /// Reads a manifest. `content_type` as it was sent, if it was; without it and without a `mediaType` field the
+    /// structure decides.
+    pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, ManifestError> {
+        let raw: Raw = serde_json::from_slice(bytes)?;
+        let sent = content_type.map(|sent| sent.split(';').next().unwrap_or_default().trim());
+        let sent = sent.filter(|sent| sent.starts_with("application/vnd."));
+        let field = raw.media_type.as_deref().filter(|field| !field.is_empty());
+        if let (Some(field), Some(sent)) = (field, sent)
+            && field != sent
+        {
+            return Err(ManifestError::MediaType { field: field.to_owned(), sent: sent.to_owned() });
+        }
+        let media_type = field.or(sent);
+        if raw.schema_version == Some(1)
+            || media_type.is_some_and(|media_type| media_type.starts_with(DOCKER_SCHEMA_1))
+        {
+            return Err(ManifestError::Schema1);
+        }
+        let is_index = match media_type {
+            Some(OCI_INDEX | DOCKER_LIST) => true,
+            Some(OCI_MANIFEST | DOCKER_MANIFEST) => false,
+            _ => raw.manifests.is_some() && raw.layers.is_none(),
+        };
+        if !is_index && raw.layers.is_none() && raw.blobs.is_none() && raw.config.is_none() {
+            return Err(ManifestError::Neither);
+        }
+        let media_type = media_type.unwrap_or(if is_index { OCI_INDEX } else { OCI_MANIFEST }).to_owned();
+        let check =
+            |descriptors: Vec<RawDescriptor>| descriptors.into_iter().map(RawDescriptor::check).collect();
+        let subject = raw.subject.map(|subject| subject.digest.parse()).transpose()?;
+        if is_index {
+            let manifests: Result<_, ManifestError> = check(raw.manifests.unwrap_or_default());
+            return Ok(Self { media_type, blobs: Vec::new(), manifests: manifests?, subject });
+        }
+        let named = raw
+            .config
+            .into_iter()
+            .chain(raw.layers.into_iter().flatten())
+            .chain(raw.blobs.into_iter().flatten());
+        let blobs: Result<_, ManifestError> = check(named.collect());
+        Ok(Self { media_type, blobs: blobs?, manifests: Vec::new(), subject })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn digest(text: &str) -> Digest {
+        Digest::sha256(text.as_bytes())
+    }
+
+    fn parse(
+        content_type: Option<&str>,
+        manifest: &serde_json::Value,
+    ) -> Result<ParsedManifest, ManifestError> {
+        ParsedManifest::parse(content_type, manifest.to_string().as_bytes())
+    }
+
+    fn image() -> serde_json::Value {
+        json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest("c").to_string(), "size": 1},
+            "layers": [
+                {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest("l").to_string(), "size": 1},
+                {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": digest("f").to_string(), "size": 1},
+            ],
+        })
+    }
+
+    #[test]
+    fn an_image_names_its_config_and_layers() {
+        let parsed = parse(None, &image()).unwrap();
+        assert_eq!(parsed.media_type, OCI_MANIFEST);
+        let digests: Vec<_> = parsed.blobs.iter().map(|blob| (blob.digest, blob.non_distributable)).collect();
+        assert_eq!(digests, [(digest("c"), false), (digest("l"), false), (digest("f"), true)]);
+        assert_eq!(parse(Some(DOCKER_MANIFEST), &image()).unwrap().media_type, DOCKER_MANIFEST);
+    }
+
+    #[test]
+    fn an_index_names_its_manifests() {
+        let index = json!({"schemaVersion": 2, "manifests": [{"digest": digest("m").to_string(), "size": 1}],
+            "subject": {"digest": digest("s").to_string()}});
+        let parsed = parse(None, &index).unwrap();
+        assert_eq!(
+            (parsed.media_type.as_str(), parsed.manifests.len(), parsed.blobs.len()),
+            (OCI_INDEX, 1, 0)
+        );
+        assert_eq!(parsed.subject, Some(digest("s")));
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused() {
+        let mut mistyped = image();
+        mistyped["mediaType"] = json!(OCI_INDEX);
+        assert!(matches!(parse(Some(OCI_MANIFEST), &mistyped), Err(ManifestError::MediaType { .. })));
+        assert!(matches!(
+            parse(None, &json!({"schemaVersion": 1, "fsLayers": []})),
+            Err(ManifestError::Schema1)
+        ));
+        assert!(matches!(parse(None, &json!({"schemaVersion": 2})), Err(ManifestError::Neither)));
+        assert!(matches!(
+            parse(None, &json!({"config": {"digest": "sha256:zz"}, "layers": []})),
+            Err(ManifestError::Digest(_))
+        ));
+        assert!(matches!(ParsedManifest::parse(None, b"junk"), Err(ManifestError::Json(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn junk_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(ParsedManifest::parse(None, &bytes).is_err());
+        }
+    }
+}

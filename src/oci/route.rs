@@ -1,0 +1,336 @@
+//! Every request of the registry API: method, path and query in, [`Route`] out (distribution specification, "Endpoints").
+//!
+//! Paths are read from the right: a repository may be called `team/blobs`, a reference has no slash.
+
+use super::digest::Digest;
+use super::name::{NameError, Reference, RepoName, Tag};
+
+/// What a request asks for. `head`: headers only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    Version,
+    GetManifest {
+        repo: RepoName,
+        reference: Reference,
+        head: bool,
+    },
+    /// `tags`: further tags for a manifest that is put by digest.
+    PutManifest {
+        repo: RepoName,
+        reference: Reference,
+        tags: Vec<Tag>,
+    },
+    GetBlob {
+        repo: RepoName,
+        digest: Digest,
+        head: bool,
+    },
+    StartUpload {
+        repo: RepoName,
+        start: StartUpload,
+    },
+    UploadStatus {
+        repo: RepoName,
+        id: String,
+    },
+    AppendUpload {
+        repo: RepoName,
+        id: String,
+    },
+    FinishUpload {
+        repo: RepoName,
+        id: String,
+        digest: Digest,
+    },
+    CancelUpload {
+        repo: RepoName,
+        id: String,
+    },
+    ListTags {
+        repo: RepoName,
+        last: Option<String>,
+        limit: Option<usize>,
+    },
+}
+
+/// What opening an upload asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartUpload {
+    Empty,
+    /// The blob is the body of this request.
+    Whole(Digest),
+    Mount {
+        digest: Digest,
+        from: Option<RepoName>,
+    },
+}
+
+/// Why a request is no route.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RouteError {
+    #[error("no such endpoint")]
+    NotFound,
+    #[error("{0} is not supported here")]
+    Method(&'static str),
+    #[error(transparent)]
+    Name(NameError),
+    #[error(transparent)]
+    Reference(NameError),
+    #[error("the query needs a digest")]
+    DigestMissing,
+    #[error("n must be a number from 0 to 2147483647, not {0:?}")]
+    Number(String),
+}
+
+impl Route {
+    /// Reads a request. `query` is what follows the question mark, still encoded.
+    pub fn parse(method: &str, path: &str, query: Option<&str>) -> Result<Self, RouteError> {
+        if path == "/v2" || path == "/v2/" {
+            return if matches!(method, "GET" | "HEAD") {
+                Ok(Self::Version)
+            } else {
+                Err(RouteError::Method("GET, HEAD"))
+            };
+        }
+        let path = path.strip_prefix("/v2/").ok_or(RouteError::NotFound)?;
+        if let Some(name) =
+            path.strip_suffix("/blobs/uploads").or_else(|| path.strip_suffix("/blobs/uploads/"))
+        {
+            return Self::start_upload(method, repo(name)?, query);
+        }
+        if let Some(name) = path.strip_suffix("/tags/list") {
+            return Self::list_tags(method, repo(name)?, query);
+        }
+        let (rest, last) = path.rsplit_once('/').ok_or(RouteError::NotFound)?;
+        if let Some(name) = rest.strip_suffix("/blobs/uploads") {
+            return Self::upload(method, repo(name)?, last, query);
+        }
+        if let Some(name) = rest.strip_suffix("/manifests") {
+            return Self::manifest(method, repo(name)?, last, query);
+        }
+        if let Some(name) = rest.strip_suffix("/blobs") {
+            return Self::blob(method, repo(name)?, last);
+        }
+        Err(RouteError::NotFound)
+    }
+
+    fn start_upload(method: &str, repo: RepoName, query: Option<&str>) -> Result<Self, RouteError> {
+        if method != "POST" {
+            return Err(RouteError::Method("POST"));
+        }
+        let parameters = Parameters::parse(query);
+        let start = if let Some(digest) = parameters.get("mount") {
+            // What cannot be mounted from is as good as no source: the client then uploads.
+            let from = parameters.get("from").and_then(|from| from.parse().ok());
+            StartUpload::Mount { digest: parse_digest(digest)?, from }
+        } else if let Some(digest) = parameters.get("digest") {
+            StartUpload::Whole(parse_digest(digest)?)
+        } else {
+            StartUpload::Empty
+        };
+        Ok(Self::StartUpload { repo, start })
+    }
+
+    fn upload(method: &str, repo: RepoName, id: &str, query: Option<&str>) -> Result<Self, RouteError> {
+        let id = id.to_owned();
+        match method {
+            "GET" | "HEAD" => Ok(Self::UploadStatus { repo, id }),
+            "PATCH" => Ok(Self::AppendUpload { repo, id }),
+            "PUT" => {
+                let parameters = Parameters::parse(query);
+                let digest = parse_digest(parameters.get("digest").ok_or(RouteError::DigestMissing)?)?;
+                Ok(Self::FinishUpload { repo, id, digest })
+            }
+            "DELETE" => Ok(Self::CancelUpload { repo, id }),
+            _ => Err(RouteError::Method("GET, PATCH, PUT, DELETE")),
+        }
+    }
+
+    fn manifest(method: &str, repo: RepoName, last: &str, query: Option<&str>) -> Result<Self, RouteError> {
+        let reference = |last: &str| last.parse::<Reference>().map_err(RouteError::Reference);
+        match method {
+            "GET" | "HEAD" => {
+                Ok(Self::GetManifest { repo, reference: reference(last)?, head: method == "HEAD" })
+            }
+            "PUT" => {
+                let parameters = Parameters::parse(query);
+                let tags = parameters.all("tag").map(|tag| tag.parse().map_err(RouteError::Reference));
+                Ok(Self::PutManifest {
+                    repo,
+                    reference: reference(last)?,
+                    tags: tags.collect::<Result<_, _>>()?,
+                })
+            }
+            _ => Err(RouteError::Method("GET, HEAD, PUT")),
+        }
+    }
+
+    fn blob(method: &str, repo: RepoName, last: &str) -> Result<Self, RouteError> {
+        match method {
+            "GET" | "HEAD" => Ok(Self::GetBlob { repo, digest: parse_digest(last)?, head: method == "HEAD" }),
+            _ => Err(RouteError::Method("GET, HEAD")),
+        }
+    }
+
+    fn list_tags(method: &str, repo: RepoName, query: Option<&str>) -> Result<Self, RouteError> {
+        if !matches!(method, "GET" | "HEAD") {
+            return Err(RouteError::Method("GET"));
+        }
+        let parameters = Parameters::parse(query);
+        let limit = parameters.get("n").map(|n| match n.parse::<i32>() {
+            Ok(n) if n >= 0 => Ok(usize::try_from(n).unwrap_or_default()),
+            _ => Err(RouteError::Number(n.to_owned())),
+        });
+        Ok(Self::ListTags {
+            repo,
+            last: parameters.get("last").map(str::to_owned),
+            limit: limit.transpose()?,
+        })
+    }
+}
+
+fn repo(name: &str) -> Result<RepoName, RouteError> {
+    name.parse().map_err(RouteError::Name)
+}
+
+fn parse_digest(text: &str) -> Result<Digest, RouteError> {
+    text.parse().map_err(|error| RouteError::Reference(NameError::Digest(error)))
+}
+
+/// The parameters of a query, decoded.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn parse(query: Option<&str>) -> Self {
+        Self(form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect())
+    }
+
+    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn get<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        self.all(name).next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(name: &str) -> RepoName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn names_are_split_from_the_right() {
+        let tag = Reference::Tag("v1".parse().unwrap());
+        for repo in
+            ["app", "team/blobs", "team/manifests/app", "a/b/c/d/e/f/g/h/i", "blobs/uploads", "tags/list"]
+        {
+            let route = Route::parse("GET", &format!("/v2/{repo}/manifests/v1"), None);
+            assert_eq!(
+                route,
+                Ok(Route::GetManifest { repo: name(repo), reference: tag.clone(), head: false }),
+                "{repo}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_endpoint_is_known() {
+        let digest = Digest::sha256(b"x");
+        let (repo, id) = (name("app"), "5f7e".to_owned());
+        let start = |start| Ok(Route::StartUpload { repo: repo.clone(), start });
+        let list = |last: Option<&str>, limit| {
+            Ok(Route::ListTags { repo: repo.clone(), last: last.map(str::to_owned), limit })
+        };
+        let cases = [
+            ("GET", "/v2/".to_owned(), Ok(Route::Version)),
+            (
+                "HEAD",
+                format!("/v2/app/blobs/{digest}"),
+                Ok(Route::GetBlob { repo: repo.clone(), digest, head: true }),
+            ),
+            ("POST", "/v2/app/blobs/uploads/".to_owned(), start(StartUpload::Empty)),
+            ("POST", "/v2/app/blobs/uploads".to_owned(), start(StartUpload::Empty)),
+            ("POST", format!("/v2/app/blobs/uploads/?digest={digest}"), start(StartUpload::Whole(digest))),
+            (
+                "POST",
+                format!("/v2/app/blobs/uploads/?from=library%2Fmulti&mount=sha256%3A{}", digest.hex()),
+                start(StartUpload::Mount { digest, from: Some(name("library/multi")) }),
+            ),
+            (
+                "POST",
+                format!("/v2/app/blobs/uploads/?mount={digest}"),
+                start(StartUpload::Mount { digest, from: None }),
+            ),
+            (
+                "GET",
+                "/v2/app/blobs/uploads/5f7e".to_owned(),
+                Ok(Route::UploadStatus { repo: repo.clone(), id: id.clone() }),
+            ),
+            (
+                "PATCH",
+                "/v2/app/blobs/uploads/5f7e".to_owned(),
+                Ok(Route::AppendUpload { repo: repo.clone(), id: id.clone() }),
+            ),
+            (
+                "PUT",
+                format!("/v2/app/blobs/uploads/5f7e?_state=x&digest={digest}"),
+                Ok(Route::FinishUpload { repo: repo.clone(), id: id.clone(), digest }),
+            ),
+            (
+                "DELETE",
+                "/v2/app/blobs/uploads/5f7e".to_owned(),
+                Ok(Route::CancelUpload { repo: repo.clone(), id }),
+            ),
+            ("GET", "/v2/app/tags/list?n=5&last=b".to_owned(), list(Some("b"), Some(5))),
+            ("GET", "/v2/app/tags/list".to_owned(), list(None, None)),
+        ];
+        for (method, target, wanted) in cases {
+            let (path, query) =
+                target.split_once('?').map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
+            assert_eq!(Route::parse(method, path, query), wanted, "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_put_by_digest_may_be_tagged() {
+        let digest = Digest::sha256(b"x");
+        let route = Route::parse("PUT", &format!("/v2/app/manifests/{digest}"), Some("tag=a&tag=b"));
+        let tags = vec!["a".parse().unwrap(), "b".parse().unwrap()];
+        assert_eq!(
+            route,
+            Ok(Route::PutManifest { repo: name("app"), reference: Reference::Digest(digest), tags })
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        assert_eq!(Route::parse("GET", "/", None), Err(RouteError::NotFound));
+        assert_eq!(Route::parse("GET", "/v2/app", None), Err(RouteError::NotFound));
+        assert_eq!(Route::parse("POST", "/v2/", None), Err(RouteError::Method("GET, HEAD")));
+        assert!(matches!(Route::parse("GET", "/v2/App/manifests/v1", None), Err(RouteError::Name(_))));
+        assert!(matches!(Route::parse("GET", "/v2/../manifests/v1", None), Err(RouteError::Name(_))));
+        assert!(matches!(Route::parse("GET", "/v2/app/manifests/.v1", None), Err(RouteError::Reference(_))));
+        assert!(matches!(
+            Route::parse("GET", "/v2/app/blobs/sha256:zz", None),
+            Err(RouteError::Reference(_))
+        ));
+        assert_eq!(Route::parse("PUT", "/v2/app/blobs/uploads/x", None), Err(RouteError::DigestMissing));
+        assert!(matches!(Route::parse("GET", "/v2/app/tags/list", Some("n=-1")), Err(RouteError::Number(_))));
+        assert!(matches!(Route::parse("DELETE", "/v2/app/manifests/v1", None), Err(RouteError::Method(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_request_is_answered(method in "[A-Z]{1,7}", path in "/v2/\\PC{0,60}", query in proptest::option::of("\\PC{0,30}")) {
+            if let Ok(Route::GetBlob { digest, .. }) = Route::parse(&method, &path, query.as_deref()) {
+                prop_assert!(path.ends_with(&digest.to_string()));
+            }
+        }
+    }
+}

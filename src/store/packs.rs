@@ -1,0 +1,326 @@
+//! The segments: files that only grow, until they are full. Knows records and where they lie, nothing of the index.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use bytes::Bytes;
+
+use super::StoreError;
+use super::record::{HEADER_BYTES, Header, KEY_BYTES_MAX, KIND_AT, Kind};
+use crate::ipld::Multihash;
+
+/// Segments that are written to at once, so that writers do not wait for each other.
+const OPEN_SEGMENTS: usize = 4;
+/// Slices of one vectored write; the system allows 1,024.
+const SLICES_MAX: usize = 512;
+
+/// Where a record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    pub(super) segment: u32,
+    pub(super) offset: u64,
+    pub(super) body_bytes: u32,
+}
+
+/// A file of records.
+pub(super) struct Segment {
+    pub(super) id: u32,
+    path: PathBuf,
+    file: File,
+    /// Where the next record goes.
+    end: AtomicU64,
+    /// Bytes of records that count; signed, since a crash may leave it a little off.
+    live_bytes: AtomicI64,
+    /// Written to since it was last synced.
+    dirty: AtomicBool,
+    /// Takes no more records.
+    sealed: AtomicBool,
+}
+
+impl Segment {
+    pub(super) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    pub(super) fn live_bytes(&self) -> i64 {
+        self.live_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count(&self, bytes: i64) {
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
+    /// Reads a record whole and compares its checksum and key.
+    pub(super) fn read(&self, key: &Multihash, location: Location) -> Result<Bytes, StoreError> {
+        let key_bytes = key.to_bytes().len();
+        let mut bytes = vec![0; HEADER_BYTES + key_bytes + location.body_bytes as usize];
+        let corrupt = || StoreError::corrupt(key, &self.path, location.offset);
+        self.file.read_exact_at(&mut bytes, location.offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => corrupt(),
+            _ => StoreError::io("read", &self.path, error),
+        })?;
+        let header = Header::decode(&bytes).filter(|header| header.key == *key).ok_or_else(corrupt)?;
+        let body = Bytes::from(bytes).slice(HEADER_BYTES + key_bytes..);
+        if header.body_bytes != location.body_bytes || crc32fast::hash(&body) != header.body_crc {
+            return Err(corrupt());
+        }
+        Ok(body)
+    }
+
+    /// The header at `offset`, or `None` where no record begins.
+    pub(super) fn header(&self, offset: u64) -> Result<Option<Header>, StoreError> {
+        let mut bytes = [0; HEADER_BYTES + KEY_BYTES_MAX];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self.file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(StoreError::io("read", &self.path, error)),
+            }
+        }
+        Ok(Header::decode(&bytes[..filled]))
+    }
+
+    /// Marks a record as removed, in place, and gives its body back to the file system where that can be done.
+    /// Whether it could is returned.
+    pub(super) fn erase(&self, key: &Multihash, location: Location) -> Result<bool, StoreError> {
+        let marked = self.file.write_all_at(&[Kind::Removed as u8], location.offset + KIND_AT);
+        marked.map_err(|error| StoreError::io("write", &self.path, error))?;
+        self.dirty.store(true, Ordering::Release);
+        let body_at = location.offset + (HEADER_BYTES + key.to_bytes().len()) as u64;
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        let length = u64::from(location.body_bytes);
+        Ok(length == 0 || rustix::fs::fallocate(&self.file, flags, body_at, length).is_ok())
+    }
+
+    /// Cuts off what lies behind `end`.
+    pub(super) fn truncate(&self, end: u64) -> Result<(), StoreError> {
+        self.file.set_len(end).map_err(|error| StoreError::io("truncate", &self.path, error))?;
+        self.end.store(end, Ordering::Release);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(|error| StoreError::io("sync", &self.path, error))
+    }
+}
+
+/// All segments of a store.
+pub(super) struct Packs {
+    folder: PathBuf,
+    segment_bytes_max: u64,
+    segments: RwLock<HashMap<u32, Arc<Segment>>>,
+    next_id: AtomicU32,
+    /// Who holds one may append to its segment.
+    open: Vec<Mutex<Option<Arc<Segment>>>>,
+    turn: AtomicU32,
+    new_files: AtomicBool,
+}
+
+impl Packs {
+    /// Opens the folder; what the segments hold is for the caller to find out. The longest segments stay closed: appends
+    /// go on in the shortest ones.
+    pub(super) fn open(folder: &Path, segment_bytes_max: u64) -> Result<Self, StoreError> {
+        let failed = |error| StoreError::io("open", folder, error);
+        fs::create_dir_all(folder).map_err(failed)?;
+        let mut segments = HashMap::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some(id) = name.strip_suffix(".pack").and_then(|id| id.parse().ok()) else { continue };
+            segments.insert(id, Arc::new(open_segment(id, path)?));
+        }
+        let next_id = segments.keys().max().map_or(0, |id| id + 1);
+        Ok(Self {
+            folder: folder.to_owned(),
+            segment_bytes_max,
+            segments: RwLock::new(segments),
+            next_id: AtomicU32::new(next_id),
+            open: (0..OPEN_SEGMENTS).map(|_| Mutex::default()).collect(),
+            turn: AtomicU32::new(0),
+            new_files: AtomicBool::new(false),
+        })
+    }
+
+    /// Goes on appending to the shortest segments; all others are sealed. Called once, after recovery.
+    pub(super) fn resume(&self) {
+        let mut segments = self.all();
+        segments.sort_by_key(|segment| segment.end());
+        for (slot, segment) in self.open.iter().zip(&segments) {
+            if segment.end() < self.segment_bytes_max / 2 {
+                *lock(slot) = Some(segment.clone());
+            }
+        }
+        for segment in &segments {
+            let is_open =
+                self.open.iter().any(|slot| lock(slot).as_ref().is_some_and(|open| open.id == segment.id));
+            segment.sealed.store(!is_open, Ordering::Release);
+        }
+    }
+
+    pub(super) fn get(&self, id: u32) -> Option<Arc<Segment>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Segment>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Appends a record. `index` is called while no other record can follow it in its segment, so that all records below
+    /// the end of a segment are indexed when nobody holds it.
+    pub(super) fn append<T>(
+        &self,
+        key: &Multihash,
+        parts: &[Bytes],
+        index: impl FnOnce(&Arc<Segment>, Location) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut crc = crc32fast::Hasher::new();
+        parts.iter().for_each(|part| crc.update(part));
+        let body_bytes = u32::try_from(parts.iter().map(Bytes::len).sum::<usize>()).unwrap_or(u32::MAX);
+        let header = Header { kind: Kind::Live, key: *key, body_bytes, body_crc: crc.finalize() };
+        let mut slot = self.pick();
+        let segment =
+            match slot.take().filter(|open| open.end() + header.record_bytes() <= self.segment_bytes_max) {
+                Some(segment) => segment,
+                None => self.create()?,
+            };
+        let offset = segment.end();
+        let written = write_all(&segment.file, offset, &header.encode(), parts);
+        if let Err(error) = written {
+            // Half a record is cut off again. If even that fails, nothing may follow it.
+            match segment.truncate(offset) {
+                Ok(()) => *slot = Some(segment.clone()),
+                Err(_) => segment.sealed.store(true, Ordering::Release),
+            }
+            return Err(StoreError::io("write", &segment.path, error));
+        }
+        segment.dirty.store(true, Ordering::Release);
+        segment.end.store(offset + header.record_bytes(), Ordering::Release);
+        let indexed = index(&segment, Location { segment: segment.id, offset, body_bytes });
+        *slot = Some(segment);
+        indexed
+    }
+
+    /// A segment that nobody writes to, or the next in turn.
+    fn pick(&self) -> MutexGuard<'_, Option<Arc<Segment>>> {
+        for slot in &self.open {
+            if let Ok(free) = slot.try_lock() {
+                return free;
+            }
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) as usize;
+        lock(&self.open[turn % OPEN_SEGMENTS])
+    }
+
+    fn create(&self) -> Result<Arc<Segment>, StoreError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.join(format!("{id:08}.pack"));
+        let created = File::options().read(true).write(true).create_new(true).open(&path);
+        created.map_err(|error| StoreError::io("create", &path, error))?;
+        let segment = Arc::new(open_segment(id, path)?);
+        self.new_files.store(true, Ordering::Release);
+        // The one before is full: it is sealed once no writer holds it, and that is now.
+        let open: Vec<u32> =
+            self.open.iter().filter_map(|slot| slot.try_lock().ok()?.as_ref().map(|open| open.id)).collect();
+        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        for other in segments.values() {
+            let full = other.end() + self.segment_bytes_max / 64 > self.segment_bytes_max;
+            if full && !open.contains(&other.id) {
+                other.sealed.store(true, Ordering::Release);
+            }
+        }
+        segments.insert(id, segment.clone());
+        Ok(segment)
+    }
+
+    /// The ends of all segments that were written to; everything below them is indexed.
+    pub(super) fn checkpoints(&self) -> Vec<(Arc<Segment>, u64)> {
+        // Whoever appends holds its slot until the record is indexed, so none may while the ends are read. Nobody who
+        // holds one slot waits for another.
+        let _writers: Vec<_> = self.open.iter().map(lock).collect();
+        let dirty = self.all().into_iter().filter(|segment| segment.dirty.load(Ordering::Acquire));
+        dirty.map(|segment| (segment.clone(), segment.end())).collect()
+    }
+
+    /// Syncs these segments, and the folder if it has new files.
+    pub(super) fn sync(&self, segments: &[(Arc<Segment>, u64)]) -> Result<(), StoreError> {
+        for (segment, _) in segments {
+            segment.dirty.store(false, Ordering::Release);
+            if let Err(error) = segment.sync() {
+                segment.dirty.store(true, Ordering::Release);
+                return Err(error);
+            }
+        }
+        if self.new_files.swap(false, Ordering::AcqRel) {
+            let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+            synced.map_err(|error| {
+                self.new_files.store(true, Ordering::Release);
+                StoreError::io("sync", &self.folder, error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a segment whose records have all been moved. Readers that hold it may go on.
+    pub(super) fn delete(&self, segment: &Segment) -> Result<(), StoreError> {
+        self.segments.write().unwrap_or_else(PoisonError::into_inner).remove(&segment.id);
+        fs::remove_file(&segment.path).map_err(|error| StoreError::io("delete", &segment.path, error))
+    }
+
+    /// Bytes that the segments take on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        let blocks = self.all().into_iter().filter_map(|segment| {
+            use std::os::unix::fs::MetadataExt;
+            segment.file.metadata().ok().map(|metadata| metadata.blocks() * 512)
+        });
+        blocks.sum()
+    }
+}
+
+fn open_segment(id: u32, path: PathBuf) -> Result<Segment, StoreError> {
+    let opened = File::options().read(true).write(true).open(&path);
+    let file = opened.map_err(|error| StoreError::io("open", &path, error))?;
+    let end = file.metadata().map_err(|error| StoreError::io("open", &path, error))?.len();
+    Ok(Segment {
+        id,
+        path,
+        file,
+        end: AtomicU64::new(end),
+        live_bytes: AtomicI64::new(0),
+        dirty: AtomicBool::new(false),
+        sealed: AtomicBool::new(false),
+    })
+}
+
+/// Writes header and parts with as few calls as the system allows, without putting them together first.
+fn write_all(file: &File, mut offset: u64, header: &[u8], parts: &[Bytes]) -> io::Result<()> {
+    let slices: Vec<&[u8]> = std::iter::once(header).chain(parts.iter().map(Bytes::as_ref)).collect();
+    for group in slices.chunks(SLICES_MAX) {
+        let mut slices: Vec<IoSlice<'_>> = group.iter().map(|slice| IoSlice::new(slice)).collect();
+        let mut rest: &mut [IoSlice<'_>] = &mut slices;
+        while rest.iter().any(|slice| !slice.is_empty()) {
+            let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, rest, offset))?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += written as u64;
+            IoSlice::advance_slices(&mut rest, written);
+        }
+    }
+    Ok(())
+}
+
+/// What the locks guard is a handle: a panic cannot leave it half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,202 @@
+//! What is no block and must not be lost: roots, sequences, records, peers. A small JSON file each, replaced whole.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cid::Cid;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use crate::ipld::ipns::IpnsName;
+
+/// The last record that we signed for a name of ours, whether or not it left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnRecord {
+    pub sequence: u64,
+    /// The root in it.
+    pub root: Cid,
+    /// The record as signed, to be put again.
+    pub bytes: Vec<u8>,
+}
+
+/// A name that we follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The newest valid record seen, as it came.
+    pub record: Vec<u8>,
+    /// The newest root that could be fetched: what is served. May be older than the record's.
+    pub root: Option<Cid>,
+}
+
+/// A peer worth dialling after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownPeer {
+    /// base58.
+    pub peer_id: String,
+    pub addresses: Vec<String>,
+    /// Seconds since 1970.
+    pub seen_at_s: u64,
+}
+
+/// The rows. Each `set_` returns when its row is on disk; each row has one writer. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct State {
+    folder: Arc<PathBuf>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RootRow {
+    root: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordRow {
+    sequence: u64,
+    root: String,
+    record: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FollowedRow {
+    record: Vec<u8>,
+    root: Option<String>,
+}
+
+impl State {
+    pub(super) fn open(folder: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(folder).map_err(|error| StoreError::io("create", folder, error))?;
+        Ok(Self { folder: Arc::new(folder.to_owned()) })
+    }
+
+    /// The root of the tree published under `name`, as last committed.
+    pub fn own_root(&self, name: &IpnsName) -> Result<Option<Cid>, StoreError> {
+        let path = self.path(&format!("root-{name}"));
+        self.read::<RootRow>(&path)?.map(|row| parse(&path, &row.root)).transpose()
+    }
+
+    pub fn set_own_root(&self, name: &IpnsName, root: &Cid) -> Result<(), StoreError> {
+        self.write(&self.path(&format!("root-{name}")), &RootRow { root: root.to_string() })
+    }
+
+    pub fn own_record(&self, name: &IpnsName) -> Result<Option<OwnRecord>, StoreError> {
+        let path = self.path(&format!("record-{name}"));
+        let Some(row) = self.read::<RecordRow>(&path)? else { return Ok(None) };
+        Ok(Some(OwnRecord { sequence: row.sequence, root: parse(&path, &row.root)?, bytes: row.record }))
+    }
+
+    pub fn set_own_record(&self, name: &IpnsName, record: &OwnRecord) -> Result<(), StoreError> {
+        let row = RecordRow {
+            sequence: record.sequence,
+            root: record.root.to_string(),
+            record: record.bytes.clone(),
+        };
+        self.write(&self.path(&format!("record-{name}")), &row)
+    }
+
+    pub fn followed(&self, name: &IpnsName) -> Result<Option<Followed>, StoreError> {
+        let path = self.path(&format!("followed-{name}"));
+        let Some(row) = self.read::<FollowedRow>(&path)? else { return Ok(None) };
+        let root = row.root.map(|root| parse(&path, &root)).transpose()?;
+        Ok(Some(Followed { record: row.record, root }))
+    }
+
+    pub fn set_followed(&self, name: &IpnsName, followed: &Followed) -> Result<(), StoreError> {
+        let row =
+            FollowedRow { record: followed.record.clone(), root: followed.root.map(|root| root.to_string()) };
+        self.write(&self.path(&format!("followed-{name}")), &row)
+    }
+
+    pub fn peers(&self) -> Result<Vec<KnownPeer>, StoreError> {
+        Ok(self.read(&self.path("peers"))?.unwrap_or_default())
+    }
+
+    /// Replaces the whole list; the caller bounds it.
+    pub fn set_peers(&self, peers: &[KnownPeer]) -> Result<(), StoreError> {
+        self.write(&self.path("peers"), &peers)
+    }
+
+    fn path(&self, row: &str) -> PathBuf {
+        self.folder.join(format!("{row}.json"))
+    }
+
+    fn read<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, StoreError> {
+        let bytes = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| StoreError::io("read", path, error))?,
+        };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| damaged(path, &error))
+    }
+
+    fn write(&self, path: &Path, row: &impl Serialize) -> Result<(), StoreError> {
+        replace(path, &serde_json::to_vec(row).map_err(|error| damaged(path, &error))?)
+    }
+}
+
+fn parse(path: &Path, root: &str) -> Result<Cid, StoreError> {
+    root.parse().map_err(|error: cid::Error| damaged(path, &error))
+}
+
+fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
+    StoreError::State { path: path.to_owned(), reason: reason.to_string() }
+}
+
+/// Puts a file in place whole: written beside, synced, renamed, the folder synced. A crash leaves the old or the new one.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    let draft = path.with_extension("new");
+    let replaced = (|| {
+        let mut file = File::create(&draft)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    })();
+    replaced.map_err(|error| StoreError::io("write", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn name() -> IpnsName {
+        "k51qzi5uqu5dhw0vim1qjkzo4ddl00af1k7ellfca8qdnhoqfri0c5q69rr01e".parse().unwrap()
+    }
+
+    fn root() -> Cid {
+        "bafkreid64eywgjs445ao6ucabvyfucyj4gcxe7nhkgj5ehiv6tdwjze2ra".parse().unwrap()
+    }
+
+    #[test]
+    fn rows_are_there_after_opening_again() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        assert_eq!(state.own_root(&name()).unwrap(), None);
+        let record = OwnRecord { sequence: 7, root: root(), bytes: vec![1, 2, 3] };
+        let followed = Followed { record: vec![4], root: Some(root()) };
+        let peer =
+            KnownPeer { peer_id: "x".to_owned(), addresses: vec!["/ip4/1.1.1.1".to_owned()], seen_at_s: 5 };
+        state.set_own_root(&name(), &root()).unwrap();
+        state.set_own_record(&name(), &record).unwrap();
+        state.set_followed(&name(), &followed).unwrap();
+        state.set_peers(std::slice::from_ref(&peer)).unwrap();
+
+        let state = State::open(folder.path()).unwrap();
+        assert_eq!(state.own_root(&name()).unwrap(), Some(root()));
+        assert_eq!(state.own_record(&name()).unwrap(), Some(record));
+        assert_eq!(state.followed(&name()).unwrap(), Some(followed));
+        assert_eq!(state.peers().unwrap(), [peer]);
+    }
+
+    #[test]
+    fn a_damaged_row_is_an_error_and_not_absent() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        state.set_own_root(&name(), &root()).unwrap();
+        fs::write(state.path(&format!("root-{}", name())), b"{\"root\":\"baf").unwrap();
+        assert!(matches!(state.own_root(&name()), Err(StoreError::State { .. })));
+    }
+}

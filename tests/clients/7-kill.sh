@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Pushes run while the daemon is killed at random moments. After each start, ready within 2 s, every tag that was
+# acknowledged is there with all its blobs, and no half-pushed one is.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"; offline "$@"
+scene "7: kill -9, ${KILLS:=100} times"
+shoal_config a "" ""
+LOG_LEVEL=warn python3 "$CLIENTS/kill.py" "$SHOAL" "$W/a/config.yaml" "$KILLS"

@@ -1,0 +1,287 @@
+//! Whole daemons for tests: the real binary, a folder of its own, loopback, free ports, and nobody else to talk to than
+//! who the test names. A daemon is killed, and its folder removed, when it goes out of scope.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, Response, StatusCode};
+use shoal::oci::Digest;
+use tempfile::TempDir;
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a daemon is to be started.
+#[derive(Clone, Default)]
+pub struct Setup {
+    bootstrap: Vec<String>,
+    readonly: Vec<String>,
+    read_only_daemon: bool,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    child: Child,
+    folder: TempDir,
+    pub client: Client,
+    /// `http://127.0.0.1:PORT`
+    pub registry: String,
+    /// Its TCP address, with the peer id.
+    pub address: String,
+    /// Its name, empty if it is read-only.
+    pub ipns: String,
+    /// From the start to the ready line.
+    pub ready_after: Duration,
+}
+
+/// A daemon with a key of its own that knows nobody.
+pub fn daemon() -> Setup {
+    Setup::default()
+}
+
+impl Setup {
+    /// Dials `other` at its start.
+    pub fn knows(mut self, other: &Daemon) -> Self {
+        self.bootstrap.push(other.address.clone());
+        self
+    }
+
+    /// Has `name` among its readonly roots.
+    pub fn reads(mut self, name: &str) -> Self {
+        self.readonly.push(name.to_owned());
+        self
+    }
+
+    /// Takes no pushes.
+    pub fn read_only(mut self) -> Self {
+        self.read_only_daemon = true;
+        self
+    }
+
+    pub fn start(self) -> Daemon {
+        let folder = TempDir::new().unwrap();
+        let config = format!(
+            "version: 0.1\nlog: {{level: debug}}\nhttp: {{addr: 127.0.0.1:0, debug: {{addr: \"\"}}}}\n\
+             storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
+             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n",
+            folder.path().join("data").display(),
+            if self.read_only_daemon { "" } else { "self" },
+            self.readonly.join(", "),
+            self.bootstrap.join(", "),
+        );
+        std::fs::write(folder.path().join("config.yaml"), config).unwrap();
+        Daemon::launch(folder)
+    }
+}
+
+impl Daemon {
+    fn launch(folder: TempDir) -> Self {
+        let begun = Instant::now();
+        let (mut child, ready) = spawn(folder.path());
+        let Some(ready) = ready else {
+            let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+            panic!("the daemon did not start: {:?}\n{log}", child.wait());
+        };
+        let field = |name: &str| {
+            let found = ready.split(' ').find_map(|field| field.strip_prefix(&format!("{name}=")));
+            found.unwrap_or_else(|| panic!("no {name} in {ready}")).to_owned()
+        };
+        Self {
+            child,
+            client: Client::builder().timeout(Duration::from_secs(60)).build().unwrap(),
+            registry: field("registry"),
+            address: field("p2p").split(',').next().unwrap().to_owned(),
+            ipns: field("ipns"),
+            ready_after: begun.elapsed(),
+            folder,
+        }
+    }
+
+    /// Kills it with SIGKILL, and starts it again upon the same folder.
+    pub fn kill_and_restart(self) -> Self {
+        Self::launch(self.kill())
+    }
+
+    /// Kills it with SIGKILL; the folder stays as long as what is returned.
+    pub fn kill(mut self) -> TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.folder, TempDir::new().unwrap())
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("config.yaml")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}/v2/{path}", self.registry)
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    /// Pushes a blob by POST and PUT.
+    pub async fn push_blob(&self, repo: &str, content: &[u8]) -> Digest {
+        let digest = Digest::sha256(content);
+        let opened = self.client.post(self.url(&format!("{repo}/blobs/uploads/"))).send().await.unwrap();
+        assert_eq!(opened.status(), StatusCode::ACCEPTED);
+        let location = self.location(&opened);
+        let joint = if location.contains('?') { '&' } else { '?' };
+        let closed = self
+            .client
+            .put(format!("{location}{joint}digest={digest}"))
+            .body(content.to_vec())
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(closed.status(), StatusCode::CREATED, "{}", closed.text().await.unwrap());
+        digest
+    }
+
+    /// Where an upload goes on, made absolute.
+    pub fn location(&self, response: &Response) -> String {
+        let location = response.headers()["location"].to_str().unwrap();
+        if location.starts_with('/') { format!("{}{location}", self.registry) } else { location.to_owned() }
+    }
+
+    pub async fn put_manifest(&self, repo: &str, reference: &str, manifest: &[u8]) -> Response {
+        self.client
+            .put(self.url(&format!("{repo}/manifests/{reference}")))
+            .header("content-type", IMAGE_MANIFEST)
+            .body(manifest.to_vec())
+            .send()
+            .await
+            .unwrap()
+    }
+
+    pub async fn push(&self, repo: &str, tag: &str, image: &Image) {
+        for blob in &image.blobs {
+            self.push_blob(repo, blob).await;
+        }
+        let answer = self.put_manifest(repo, tag, &image.manifest).await;
+        assert_eq!(answer.status(), StatusCode::CREATED, "{}", answer.text().await.unwrap());
+    }
+
+    /// Pulls as a client does: the manifest by tag, its blobs by digest, everything compared.
+    pub async fn pull(&self, repo: &str, tag: &str) -> Result<Image, String> {
+        let answer = self.get(&format!("{repo}/manifests/{tag}")).await;
+        if answer.status() != StatusCode::OK {
+            return Err(format!("{}: {}", answer.status(), answer.text().await.unwrap()));
+        }
+        let digest: Digest = answer.headers()["docker-content-digest"].to_str().unwrap().parse().unwrap();
+        let manifest = answer.bytes().await.map_err(|error| error.to_string())?.to_vec();
+        assert_eq!(Digest::sha256(&manifest), digest);
+        let parsed: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let mut blobs = Vec::new();
+        for descriptor in std::iter::once(&parsed["config"]).chain(parsed["layers"].as_array().unwrap()) {
+            let digest: Digest = descriptor["digest"].as_str().unwrap().parse().unwrap();
+            let answer = self.get(&format!("{repo}/blobs/{digest}")).await;
+            if answer.status() != StatusCode::OK {
+                return Err(format!("blob {digest}: {}", answer.status()));
+            }
+            let blob = answer.bytes().await.map_err(|error| error.to_string())?.to_vec();
+            assert_eq!(Digest::sha256(&blob), digest);
+            blobs.push(blob);
+        }
+        Ok(Image { blobs, manifest })
+    }
+
+    /// Waits until `repo:tag` is `image` here.
+    pub async fn serves(&self, repo: &str, tag: &str, image: &Image) {
+        let begun = Instant::now();
+        loop {
+            let found = self.pull(repo, tag).await;
+            if found.as_ref() == Ok(image) {
+                return;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{repo}:{tag} is not served: {:?}\n{}",
+                found.err(),
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have been killed already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the binary and waits for its ready line; `None` if it ended before.
+fn spawn(folder: &Path) -> (Child, Option<String>) {
+    use std::io::{BufRead, BufReader};
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .arg("serve")
+        .arg(folder.join("config.yaml"))
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.map_while(Result::ok).find(|line| line.starts_with("ready "));
+    (child, ready)
+}
+
+pub const IMAGE_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// An image: its config and layers, and the manifest that names them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Image {
+    pub blobs: Vec<Vec<u8>>,
+    pub manifest: Vec<u8>,
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Image({})", Digest::sha256(&self.manifest))
+    }
+}
+
+impl Image {
+    /// A config and layers of these sizes, of random bytes that `seed` decides.
+    pub fn new(seed: u64, layer_sizes: &[usize]) -> Self {
+        let config = format!("{{\"architecture\":\"amd64\",\"os\":\"linux\",\"seed\":{seed}}}").into_bytes();
+        let layers =
+            layer_sizes.iter().enumerate().map(|(n, size)| random_bytes(seed * 100 + n as u64, *size));
+        let blobs: Vec<Vec<u8>> = std::iter::once(config).chain(layers).collect();
+        let describe = |media_type: &str, blob: &[u8]| serde_json::json!({"mediaType": media_type, "digest": Digest::sha256(blob).to_string(), "size": blob.len()});
+        let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": IMAGE_MANIFEST,
+            "config": describe("application/vnd.oci.image.config.v1+json", &blobs[0]),
+            "layers": blobs[1..].iter().map(|blob| describe(layer, blob)).collect::<Vec<_>>(),
+        });
+        Self { blobs, manifest: serde_json::to_vec(&manifest).unwrap() }
+    }
+
+    /// An empty layer, a small one, and one of several blocks.
+    pub fn small(seed: u64) -> Self {
+        Self::new(seed, &[0, 1000, 2_500_000])
+    }
+}
+
+pub fn random_bytes(seed: u64, size: usize) -> Vec<u8> {
+    use sha3::digest::{ExtendableOutput, Update, XofReader};
+    let mut hasher = sha3::Shake128::default();
+    hasher.update(&seed.to_le_bytes());
+    let mut bytes = vec![0; size];
+    hasher.finalize_xof().read(&mut bytes);
+    bytes
+}
