@@ -1,6 +1,6 @@
 //! Reads arguments and config, runs the command, turns its result into an exit code: 0 done, 1 failed, 2 bad config.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,8 +31,12 @@ fn serve(config: Config) -> Result<(), (u8, String)> {
 
 /// Logs go to standard error. Ours at the level of the config, those of libraries from `warn` on.
 fn log(config: &LogConfig) {
-    let filter = EnvFilter::new(format!("warn,shoal={}", config.level.as_str()));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A node without peers is nothing that Kademlia needs to warn of each time it looks for some.
+    let filter = EnvFilter::new(format!("warn,libp2p_kad=error,shoal={}", config.level.as_str()));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     if config.json { builder.json().init() } else { builder.init() }
 }

@@ -38,10 +38,18 @@ pub(super) struct View {
     /// Listeners that said where they listen.
     pub(super) listeners: usize,
     pub(super) addresses: Vec<Multiaddr>,
+    pub(super) crowd: Crowd,
+}
+
+/// Who is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Crowd {
     /// Connected peers.
     pub(super) peers: usize,
     /// Connected peers that take part in a DHT.
     pub(super) routable: usize,
+    /// Somebody is connected, being dialled, or will be.
+    pub(super) expecting: bool,
     pub(super) announcements_waiting: usize,
 }
 
@@ -95,8 +103,8 @@ impl NodeClient {
     pub fn stats(&self) -> NodeStats {
         let view = self.view.borrow();
         NodeStats {
-            peers: view.peers,
-            announcements_waiting: view.announcements_waiting,
+            peers: view.crowd.peers,
+            announcements_waiting: view.crowd.announcements_waiting,
             bitswap: self.exchange.stats(),
         }
     }
@@ -112,13 +120,18 @@ impl NodeClient {
         self.commands.send(command).await.map_err(|_| IpfsError::Closed)
     }
 
-    /// Waits for somebody to ask; right after a start the first connections are still being made.
+    /// Waits for somebody to ask, unless nobody is expected; right after a start the first connections are being made.
     async fn await_peer(&self, what: impl std::fmt::Display) -> Result<(), IpfsError> {
         let mut view = self.view.clone();
-        match timeout(FIRST_PEER_TIMEOUT, view.wait_for(|view| view.routable > 0)).await {
-            Ok(Ok(_)) => Ok(()),
+        match timeout(
+            FIRST_PEER_TIMEOUT,
+            view.wait_for(|view| view.crowd.routable > 0 || !view.crowd.expecting),
+        )
+        .await
+        {
+            Ok(Ok(view)) if view.crowd.routable > 0 => Ok(()),
             Ok(Err(_)) => Err(IpfsError::Closed),
-            Err(_) => Err(IpfsError::NoPeers(what.to_string())),
+            Ok(Ok(_)) | Err(_) => Err(IpfsError::NoPeers(what.to_string())),
         }
     }
 
@@ -219,7 +232,7 @@ impl Ipfs for NodeClient {
         let (reply, mut stored) = mpsc::channel(ANSWERS_QUEUED_MAX);
         self.send(Command::PutRecord { record: record.clone(), reply }).await?;
         let name = *record.name();
-        let routable = self.view.borrow().routable;
+        let routable = self.view.borrow().crowd.routable;
         if routable == 0 {
             self.await_peer(name).await?;
             return Box::pin(self.publish(record)).await;

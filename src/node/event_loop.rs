@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
-use super::client::View;
+use super::client::{Crowd, View};
 use super::peers::{Book, KNOWN_MAX};
 use super::providing::Providing;
 use super::queries::{Answer, Waiting};
@@ -147,14 +147,15 @@ impl EventLoop {
     }
 
     fn show(&self) {
-        let (peers, waiting) = (self.peers.len(), self.providing.waiting());
-        let routable = self.peers.values().filter(|peer| !peer.dhts.is_empty()).count();
-        self.view.send_if_modified(|view| {
-            let changed =
-                view.peers != peers || view.routable != routable || view.announcements_waiting != waiting;
-            (view.peers, view.routable, view.announcements_waiting) = (peers, routable, waiting);
-            changed
-        });
+        let peers = self.peers.len();
+        let dialling = self.swarm.network_info().connection_counters().num_pending() > 0;
+        let crowd = Crowd {
+            peers,
+            routable: self.peers.values().filter(|peer| !peer.dhts.is_empty()).count(),
+            expecting: peers > 0 || dialling || !self.book.is_empty(),
+            announcements_waiting: self.providing.waiting(),
+        };
+        self.view.send_if_modified(|view| std::mem::replace(&mut view.crowd, crowd) != crowd);
     }
 
     fn on_command(&mut self, command: Command) {

@@ -105,7 +105,10 @@ pub async fn start(
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);
     let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let (updates, _) = broadcast::channel::<IpnsRecord>(UPDATES_QUEUED_MAX);
-    let view = watch::Sender::new(client::View::default());
+    let view = watch::Sender::new(client::View {
+        crowd: client::Crowd { expecting: true, ..Default::default() },
+        ..Default::default()
+    });
     let node = NodeClient::new(peer_id, commands, exchange.clone(), view.subscribe(), updates.clone());
     let event_loop =
         EventLoop::new(swarm, control, exchange, book, store.state().clone(), config, updates, view, tasks);
