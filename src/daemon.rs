@@ -198,7 +198,8 @@ fn server_limits(limits: &Limits) -> ServerLimits {
 fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
     let Some(name) = &config.names.write_key else { return Ok(None) };
     let wrong = |source| DaemonError::Name { key: "writeipnskey".to_owned(), source };
-    let unknown = || KeystoreError::NoKey(name.clone());
+    let dir = config.store.root_directory.join("keystore");
+    let unknown = || KeystoreError::Missing { name: name.clone(), dir };
     let keypair = keystore.get(name).and_then(|key| key.ok_or_else(unknown)).map_err(wrong)?;
     let fresh = self_is_fresh && name == SELF;
     Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity }))

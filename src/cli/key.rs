@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 
 use super::{CommandError, Which, load, print};
 use crate::keystore::{KeyKind, Keystore};
@@ -21,8 +21,9 @@ pub(super) enum KeyCommand {
     #[command(after_help = "Example: shoal key gen team")]
     Gen {
         name: String,
-        #[arg(long = "type", value_enum, default_value = "ed25519")]
-        kind: Kind,
+        /// ed25519, secp256k1 or ecdsa
+        #[arg(long = "type", default_value_t)]
+        kind: KeyKind,
         #[command(flatten)]
         which: Which,
     },
@@ -44,13 +45,6 @@ pub(super) enum KeyCommand {
     },
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Kind {
-    Ed25519,
-    Secp256k1,
-    Ecdsa,
-}
-
 /// The longest key file that is read, in bytes.
 const IMPORT_BYTES_MAX: u64 = 64 * 1024;
 
@@ -62,11 +56,6 @@ pub(super) fn run(command: KeyCommand) -> Result<(), CommandError> {
             }
         }
         KeyCommand::Gen { name, kind, which } => {
-            let kind = match kind {
-                Kind::Ed25519 => KeyKind::Ed25519,
-                Kind::Secp256k1 => KeyKind::Secp256k1,
-                Kind::Ecdsa => KeyKind::Ecdsa,
-            };
             let keystore = open(which)?;
             keystore.generate(&name, kind).context("key not made")?;
             print(&keystore.resolve_name(&name).context("key not read back")?.to_string());

@@ -75,7 +75,7 @@ pub(super) enum Refused {
 pub(super) fn check(key: &RecordKey, value: &[u8], now: Timestamp) -> Result<IpnsRecord, Refused> {
     let name = IpnsName::from_routing_key(key.as_ref()).ok_or(Refused::Key)?;
     if value.len() > RECORD_BYTES_MAX {
-        return Err(IpnsError::TooLarge { name, size_bytes: value.len() }.into());
+        return Err(IpnsError::TooLarge { size_bytes: value.len() }.into());
     }
     let record = IpnsRecord::decode(&name, value)?;
     record.check_validity(now)?;
