@@ -23,9 +23,12 @@ const LEAVES_IN_FLIGHT_MAX: usize = 3;
 /// Nodes above the leaves that wait to be written.
 const NODES_PENDING_MAX: usize = 16;
 /// What one reader keeps in flight.
-const READ_AHEAD_BYTES: u64 = 8 << 20;
+const READ_AHEAD_BYTES: u64 = 12 << 20;
 /// The same in blocks: at least, so that a round trip is covered, and at most.
-const READ_AHEAD_BLOCKS: (u64, u64) = (4, 32);
+const READ_AHEAD_BLOCKS: (u64, u64) = (4, 48);
+/// Blocks in flight of a file that is here whole: enough to keep the socket busy, few enough to stay in the caches of
+/// the processor.
+const READ_AHEAD_LOCAL_BLOCKS: u64 = 3;
 /// Levels of a file. A balanced one of 2 EiB has seven.
 const DEPTH_MAX: usize = 64;
 
@@ -119,13 +122,23 @@ pub async fn file_size(blocks: &Blocks, cid: &Cid, session_root: &Cid) -> Result
     Ok(fetch_file(blocks, *cid, *session_root).await?.size_bytes())
 }
 
-/// Streams `range` of the file at `root`, of whatever layout, in order, with up to 8 MiB in flight. What lies before the
-/// range is not fetched. Dropping the stream withdraws what it waits for.
+/// Where the blocks of a file are expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// All here.
+    Local,
+    /// Some have to be fetched.
+    Network,
+}
+
+/// Streams `range` of the file at `root`, of whatever layout, in order, with up to 12 MiB in flight. What lies before
+/// the range is not fetched. Dropping the stream withdraws what it waits for.
 pub fn read(
     blocks: &Blocks,
     root: Cid,
     session_root: Cid,
     range: Range<u64>,
+    expected: Expected,
 ) -> BoxStream<'static, Result<Bytes, DagError>> {
     if range.is_empty() {
         return stream::empty().boxed();
@@ -142,7 +155,12 @@ pub fn read(
         let block_bytes =
             file.children.iter().map(|child| child.size_bytes).find(|size| *size > 0).unwrap_or(1);
         let (least, most) = READ_AHEAD_BLOCKS;
-        let in_flight = (READ_AHEAD_BYTES / block_bytes.min(BLOCK_BYTES_MAX as u64)).clamp(least, most);
+        let in_flight = match expected {
+            Expected::Local => READ_AHEAD_LOCAL_BLOCKS,
+            Expected::Network => {
+                (READ_AHEAD_BYTES / block_bytes.min(BLOCK_BYTES_MAX as u64)).clamp(least, most)
+            }
+        };
         let walk = Walk::new(blocks.clone(), session_root, root, file, range);
         let pieces = stream::try_unfold(walk, Walk::next);
         let read = move |piece: Piece| read_piece(blocks.clone(), session_root, piece);

@@ -10,6 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::roots::Follow;
 use super::{Blob, Inner, Manifest, MirrorError, Page, chain, layout, verify};
+use crate::dag::file::Expected;
 use crate::dag::{DagError, Entry, file};
 use crate::ipld::block::RAW;
 use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
@@ -140,7 +141,8 @@ impl Inner {
                 what: "is larger than what it stands for may be",
             });
         }
-        let parts: Vec<Bytes> = file::read(blocks, *cid, *root, 0..size).try_collect().await?;
+        let parts: Vec<Bytes> =
+            file::read(blocks, *cid, *root, 0..size, Expected::Network).try_collect().await?;
         Ok(if parts.len() == 1 { parts[0].clone() } else { parts.concat().into() })
     }
 
@@ -191,7 +193,8 @@ impl Inner {
     ) -> BoxStream<'static, Result<Bytes, MirrorError>> {
         let (digest, entry) = (blob.digest, blob.entry);
         let whole = range == (0..blob.size_bytes);
-        let bytes = file::read(self.tree.blocks(), entry.cid, entry.cid, range)
+        let expected = if blob.proven { Expected::Local } else { Expected::Network };
+        let bytes = file::read(self.tree.blocks(), entry.cid, entry.cid, range, expected)
             .map_err(move |source| MirrorError::Fetch { what: format!("blob {digest}"), source })
             .boxed();
         if blob.proven || !whole {

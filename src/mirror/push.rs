@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use super::commit::Changes;
 use super::verify::StreamHasher;
 use super::{Blob, Inner, MirrorError, layout};
+use crate::dag::file::Expected;
 use crate::dag::{Entry, file};
 use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
 use crate::oci::{Algorithm, Digest, Reference, RepoName};
@@ -39,7 +40,8 @@ impl Inner {
     /// The digest under an algorithm that was not known while the bytes came: reads them back.
     async fn digest_of(&self, entry: &IndexEntry, algorithm: Algorithm) -> Result<Digest, MirrorError> {
         let mut hasher = StreamHasher::new(algorithm);
-        let mut bytes = file::read(self.tree.blocks(), entry.cid, entry.cid, 0..entry.size_bytes);
+        let mut bytes =
+            file::read(self.tree.blocks(), entry.cid, entry.cid, 0..entry.size_bytes, Expected::Local);
         while let Some(chunk) = bytes.try_next().await? {
             hasher.feed(chunk);
             hasher.settle().await?;
