@@ -9,6 +9,10 @@ use shoal::config::{Config, LogConfig};
 use shoal::daemon;
 use tracing_subscriber::EnvFilter;
 
+/// Blocks of a mebibyte come and go: glibc gives their pages back and takes them again each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::run(Arguments::parse(), serve)
 }
