@@ -13,7 +13,9 @@ containerd_pull() {
     >"$dir/hosts/docker.io/hosts.toml"
   printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\n[grpc]\naddress = "%s"\n[ttrpc]\naddress = "%s.ttrpc"\n' \
     "$dir" "$dir" "$sock" "$sock" >"$dir/config.toml"
-  "${run[@]}" containerd --config "$dir/config.toml" --log-level warn >"$dir/log" 2>&1 & pid=$!
+  # exec, so that the pid is the daemon's own.
+  (IN_CHROOT=exec; [ ${#run[@]} -gt 0 ] || exec containerd --config "$dir/config.toml" --log-level warn
+    "${run[@]}" containerd --config "$dir/config.toml" --log-level warn) >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
   wait_for 20 "containerd starts" "${run[@]}" ctr -a "$sock" version
   "${run[@]}" timeout 120 ctr -a "$sock" images pull --hosts-dir "$dir/hosts" "$image" >"$dir/pull" 2>&1 ||
@@ -138,9 +140,10 @@ chroot_install() {
 }
 
 # in_chroot SUITE COMMAND... - with the host's /tmp, /dev, /sys and network, in a mount namespace of its own.
+# With IN_CHROOT=exec the shell becomes the command.
 in_chroot() {
   local dir=$TOOLS/$1; shift
-  exec_in='
+  local exec_in='
     dir=$1; shift
     mount --make-rprivate /
     mount --bind "$dir" "$dir"
@@ -149,5 +152,5 @@ in_chroot() {
     mount --rbind /dev "$dir/dev"
     mount --rbind /tmp "$dir/tmp"
     exec chroot "$dir" "$@"'
-  unshare -m bash -c "$exec_in" - "$dir" "$@"
+  ${IN_CHROOT:-} unshare -m bash -c "$exec_in" - "$dir" "$@"
 }
