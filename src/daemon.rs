@@ -139,6 +139,8 @@ async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonErro
         readonly,
         uploads_max: config.limits.uploads_max,
         upload_idle_timeout: config.limits.upload_idle_timeout,
+        delete_enabled: config.store.delete_enabled,
+        validation: config.validation,
     };
     let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
     let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     Config, ConfigError, HttpConfig, Limits, LogConfig, LogLevel, NamesConfig, P2pConfig, StoreConfig,
-    Warning, raw,
+    Validation, Warning, raw,
 };
 
 /// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
@@ -34,7 +34,11 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
     Ok(Config {
         log: log(raw.log)?,
         http: http(raw.http)?,
-        store: StoreConfig { root_directory: root_directory(storage.rootdirectory) },
+        store: StoreConfig {
+            root_directory: root_directory(storage.rootdirectory),
+            delete_enabled: raw.storage.delete.enabled.unwrap_or(true),
+        },
+        validation: validation(raw.validation)?,
         names: NamesConfig {
             write_key: Some(storage.writeipnskey.unwrap_or_else(|| "self".to_owned()))
                 .filter(|key| !key.is_empty()),
@@ -159,6 +163,21 @@ fn root_directory(configured: Option<String>) -> PathBuf {
         return "/var/lib/shoal".into();
     }
     std::env::home_dir().unwrap_or_default().join(".local/share/shoal")
+}
+
+fn validation(raw: raw::Validation) -> Result<Validation, ConfigError> {
+    let all_or_none = |key: &str, value: Option<String>, default| match value.as_deref() {
+        None | Some("") => Ok(default),
+        Some("all") => Ok(true),
+        Some("none") => Ok(false),
+        Some(other) => Err(value_error(key, other, "all or none is expected")),
+    };
+    let manifests = raw.manifests;
+    let image_blobs = all_or_none("validation.manifests.images.blobs", manifests.images.blobs, true)?;
+    let index_manifests =
+        all_or_none("validation.manifests.indexes.platforms", manifests.indexes.platforms, false)?;
+    let enabled = !raw.disabled.unwrap_or(false);
+    Ok(Validation { image_blobs: image_blobs && enabled, index_manifests: index_manifests && enabled })
 }
 
 fn record_validity(text: &str) -> Result<Duration, ConfigError> {

@@ -23,6 +23,7 @@ pub struct Config {
     pub log: LogConfig,
     pub http: HttpConfig,
     pub store: StoreConfig,
+    pub validation: Validation,
     pub names: NamesConfig,
     pub p2p: P2pConfig,
     pub limits: Limits,
@@ -67,6 +68,17 @@ pub struct HttpConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConfig {
     pub root_directory: PathBuf,
+    /// Whether clients may delete what they pushed.
+    pub delete_enabled: bool,
+}
+
+/// What of a manifest's content must be there before it is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validation {
+    /// The config and layers of an image, those that may not be pushed excepted.
+    pub image_blobs: bool,
+    /// The manifests of an index.
+    pub index_manifests: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -216,7 +228,6 @@ const OF_DISTRIBUTION: &[&str] = &[
     "http.tls.minimumtls",
     "storage.azure",
     "storage.cache",
-    "storage.delete",
     "storage.filesystem",
     "storage.gcs",
     "storage.inmemory",
@@ -236,7 +247,8 @@ const OF_DISTRIBUTION: &[&str] = &[
     "policy",
     "redis",
     "reporting",
-    "validation",
+    "validation.manifests.urls",
+    "validation.manifests.indexes.platformlist",
 ];
 
 fn is_of_distribution(key: &str) -> bool {

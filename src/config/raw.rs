@@ -26,6 +26,8 @@ pub(super) struct Raw {
     pub(super) p2p: P2p,
     #[serde(deserialize_with = "section")]
     pub(super) mirror: Mirror,
+    #[serde(deserialize_with = "section")]
+    pub(super) validation: Validation,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +65,14 @@ pub(super) struct Tls {
 pub(super) struct Storage {
     #[serde(deserialize_with = "section")]
     pub(super) ipfs: Ipfs,
+    #[serde(deserialize_with = "section")]
+    pub(super) delete: Delete,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Delete {
+    pub(super) enabled: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -125,6 +135,35 @@ pub(super) struct Mirror {
     pub(super) defaultregistry: Option<String>,
     #[serde(deserialize_with = "section")]
     pub(super) registries: Value,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Validation {
+    pub(super) disabled: Option<bool>,
+    #[serde(deserialize_with = "section")]
+    pub(super) manifests: ManifestValidation,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ManifestValidation {
+    #[serde(deserialize_with = "section")]
+    pub(super) images: ImageValidation,
+    #[serde(deserialize_with = "section")]
+    pub(super) indexes: IndexValidation,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ImageValidation {
+    pub(super) blobs: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct IndexValidation {
+    pub(super) platforms: Option<String>,
 }
 
 /// A key without a value is as good as none.

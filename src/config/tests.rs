@@ -46,6 +46,10 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "storage.ipfs.writeipnskey",
         "storage.ipfs.readonlyipnskeys",
         "storage.ipfs.recordvalidity",
+        "storage.delete.enabled",
+        "validation.disabled",
+        "validation.manifests.images.blobs",
+        "validation.manifests.indexes.platforms",
         "middleware.repository",
         "proxy.remoteurl",
         "p2p.listen",
@@ -89,6 +93,10 @@ fn a_bad_value_is_named_with_its_key_and_what_would_be_right() {
             "config key storage.ipfs.ipfsapiaddress = \"/ip4/127.0.0.1/tcp/5001\": not supported by this version: leave it empty for the embedded node",
         ),
         (
+            "validation: {manifests: {images: {blobs: some}}}",
+            "config key validation.manifests.images.blobs = \"some\": all or none is expected",
+        ),
+        (
             "storage: {ipfs: {recordvalidity: 5s}}",
             "config key storage.ipfs.recordvalidity = \"5s\": a duration of an hour or more is expected, such as 8760h",
         ),
@@ -111,11 +119,11 @@ fn a_bad_value_is_named_with_its_key_and_what_would_be_right() {
 
 #[test]
 fn keys_of_distribution_are_warnings() {
-    let yaml = "storage: {filesystem: {rootdirectory: /x}, delete: {enabled: true}}\nhealth: {storagedriver: {enabled: true}}";
+    let yaml = "storage: {filesystem: {rootdirectory: /x}, maintenance: {readonly: {enabled: true}}}\nhealth: {storagedriver: {enabled: true}}";
     let (_, warnings) = load(yaml, &[]).unwrap();
     let mut keys: Vec<&str> = warnings.iter().map(|warning| warning.0.split(' ').nth(2).unwrap()).collect();
     keys.sort_unstable();
-    assert_eq!(keys, ["health", "storage.delete", "storage.filesystem"]);
+    assert_eq!(keys, ["health", "storage.filesystem", "storage.maintenance"]);
 }
 
 #[test]
@@ -152,4 +160,17 @@ fn readonly_names_are_a_list_or_one_string_with_commas() {
         let (config, _) = load(&format!("storage: {{ipfs: {{readonlyipnskeys: {yaml}}}}}"), &[]).unwrap();
         assert_eq!(config.names.readonly, ["a", "b"], "{yaml}");
     }
+}
+
+#[test]
+fn what_a_manifest_names_is_checked_as_configured() {
+    let validation = |yaml: &str| load(yaml, &[]).unwrap().0.validation;
+    let is = |image_blobs, index_manifests| Validation { image_blobs, index_manifests };
+    assert_eq!(validation(""), is(true, false));
+    assert_eq!(validation("validation: {manifests: {indexes: {platforms: all}}}"), is(true, true));
+    assert_eq!(validation("validation: {manifests: {images: {blobs: none}}}"), is(false, false));
+    assert_eq!(
+        validation("validation: {disabled: true, manifests: {images: {blobs: all}}}"),
+        is(false, false)
+    );
 }

@@ -60,7 +60,10 @@ impl Failure {
 /// No wildcard: a new failure must be given its place.
 fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
     match error {
-        MirrorError::ReadOnly => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        MirrorError::ReadOnly | MirrorError::DeleteDisabled => {
+            (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported)
+        }
+        MirrorError::NotOurs { .. } => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Denied),
         MirrorError::UploadUnknown(_) => (StatusCode::NOT_FOUND, ErrorCode::BlobUploadUnknown),
         MirrorError::UploadRange { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::BlobUploadInvalid),
         MirrorError::UploadBusy(_) => (StatusCode::CONFLICT, ErrorCode::BlobUploadInvalid),

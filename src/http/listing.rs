@@ -1,42 +1,95 @@
-//! Lists of tags.
+//! Lists: tags, repositories, referrers. A list that is longer than an answer may be goes on at its `Link`.
 
-use axum::http::header::LINK;
+use axum::http::HeaderName;
+use axum::http::header::{CONTENT_TYPE, HeaderValue, LINK};
 use axum::response::Response;
 use serde::Serialize;
 
 use super::error::{Failure, Thing};
 use super::{json, set};
 use crate::mirror::{Mirror, Page};
-use crate::oci::RepoName;
+use crate::oci::manifest::{OCI_INDEX, ReferrersIndex};
+use crate::oci::route::PageRequest;
+use crate::oci::{Digest, RepoName};
 
 /// Names in one answer. A client that asks for more, or for all, is led on by `Link`.
 const NAMES_MAX: usize = 10_000;
+/// Referrers in one answer.
+const REFERRERS_MAX: usize = 1000;
+
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 #[derive(Serialize)]
 struct Tags<'a> {
     name: &'a str,
-    tags: Vec<String>,
+    tags: &'a [String],
 }
 
-pub(super) async fn tags(
+#[derive(Serialize)]
+struct Catalog<'a> {
+    repositories: &'a [String],
+}
+
+pub(super) async fn tags(mirror: &Mirror, repo: &RepoName, page: &PageRequest) -> Result<Response, Failure> {
+    let limit = limit(page, NAMES_MAX);
+    let found = mirror.tags(repo, page.last.as_deref(), limit).await?;
+    let found = found.ok_or_else(|| Failure::Unknown(Thing::Repository, format!("repository {repo}")))?;
+    let body = Tags { name: repo.as_str(), tags: &found.names };
+    Ok(names(&body, &found, &format!("/v2/{repo}/tags/list"), limit))
+}
+
+pub(super) async fn catalog(mirror: &Mirror, page: &PageRequest) -> Result<Response, Failure> {
+    let limit = limit(page, NAMES_MAX);
+    let found = mirror.catalog(page.last.as_deref(), limit).await?;
+    Ok(names(&Catalog { repositories: &found.names }, &found, "/v2/_catalog", limit))
+}
+
+pub(super) async fn referrers(
     mirror: &Mirror,
     repo: &RepoName,
-    last: Option<&str>,
-    limit: Option<usize>,
+    subject: &Digest,
+    artifact_type: Option<&str>,
+    page: &PageRequest,
 ) -> Result<Response, Failure> {
-    let limit = limit.unwrap_or(NAMES_MAX).min(NAMES_MAX);
-    let found = mirror.tags(repo, last, limit).await?;
-    let Page { names, more } =
-        found.ok_or_else(|| Failure::Unknown(Thing::Repository, format!("repository {repo}")))?;
-    let next = names.last().filter(|_| more).map(|last| {
-        let last: String = form_urlencoded::byte_serialize(last.as_bytes()).collect();
-        format!("</v2/{repo}/tags/list?last={last}&n={limit}>; rel=\"next\"")
+    let limit = limit(page, REFERRERS_MAX);
+    let found = mirror.referrers(repo, subject, artifact_type, page.last.as_deref(), limit).await?;
+    let next = found.referrers.last().filter(|_| found.more).map(|last| {
+        let filter = artifact_type.map(|kind| format!("&artifactType={}", encoded(kind))).unwrap_or_default();
+        format!("/v2/{repo}/referrers/{subject}?last={}&n={limit}{filter}", last.digest)
     });
-    // A struct of strings always serialises.
-    let body = serde_json::to_string(&Tags { name: repo.as_str(), tags: names }).unwrap_or_default();
-    let mut response = json(body);
-    if let Some(next) = next {
-        set(response.headers_mut(), LINK, next);
+    let mut response = json(serialized(&ReferrersIndex::new(found.referrers)));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(OCI_INDEX));
+    if artifact_type.is_some() {
+        headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
     }
+    link(&mut response, next);
     Ok(response)
+}
+
+fn limit(page: &PageRequest, max: usize) -> usize {
+    page.limit.unwrap_or(max).min(max)
+}
+
+fn names(body: &impl Serialize, page: &Page, path: &str, limit: usize) -> Response {
+    let next = page.names.last().filter(|_| page.more);
+    let next = next.map(|last| format!("{path}?last={}&n={limit}", encoded(last)));
+    let mut response = json(serialized(body));
+    link(&mut response, next);
+    response
+}
+
+fn link(response: &mut Response, next: Option<String>) {
+    if let Some(next) = next {
+        set(response.headers_mut(), LINK, format!("<{next}>; rel=\"next\""));
+    }
+}
+
+fn encoded(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+/// A struct of strings always serialises.
+fn serialized(body: &impl Serialize) -> String {
+    serde_json::to_string(body).unwrap_or_default()
 }

@@ -62,10 +62,16 @@ async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Resp
         Route::GetBlob { repo, digest, head } => {
             pull::blob(&mirror, &metrics, &repo, &digest, head, request.headers()).await
         }
-        Route::ListTags { repo, last, limit } => listing::tags(&mirror, &repo, last.as_deref(), limit).await,
-        Route::PutManifest { repo, reference, tags } => {
-            push::manifest(&mirror, &repo, &reference, &tags, request).await
+        Route::ListTags { repo, page } => listing::tags(&mirror, &repo, &page).await,
+        Route::ListReferrers { repo, subject, artifact_type, page } => {
+            listing::referrers(&mirror, &repo, &subject, artifact_type.as_deref(), &page).await
         }
+        Route::Catalog { page } => listing::catalog(&mirror, &page).await,
+        Route::PutManifest { repo, reference, tags, digest } => {
+            push::manifest(&mirror, &repo, &reference, &tags, digest, request).await
+        }
+        Route::DeleteManifest { repo, reference } => push::delete_manifest(&mirror, &repo, &reference).await,
+        Route::DeleteBlob { repo, digest } => push::delete_blob(&mirror, &repo, &digest).await,
         Route::StartUpload { repo, start } => push::start(&mirror, &repo, start, request).await,
         Route::UploadStatus { repo, id } => push::status(&mirror, &repo, &id),
         Route::AppendUpload { repo, id } => push::append(&mirror, &repo, &id, request).await,

@@ -15,6 +15,9 @@ use crate::mirror::{Mirror, chain};
 use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Reference, RepoName};
 
+/// Of ours: the root that answered, `own` or an IPNS name.
+const SOURCE: HeaderName = HeaderName::from_static("x-shoal-source");
+
 pub(super) async fn manifest(
     mirror: &Mirror,
     repo: &RepoName,
@@ -23,7 +26,7 @@ pub(super) async fn manifest(
     asked: &HeaderMap,
 ) -> Result<Response, Failure> {
     let found = mirror.manifest(repo, reference).await?;
-    let manifest =
+    let (manifest, origin) =
         found.ok_or_else(|| Failure::Unknown(Thing::Manifest, format!("manifest {repo}:{reference}")))?;
     if matches_etag(asked, &manifest.digest) {
         return Ok(not_modified(&manifest.digest));
@@ -32,6 +35,7 @@ pub(super) async fn manifest(
     let mut response = Response::new(if head { Body::empty() } else { Body::from(manifest.bytes) });
     let headers = response.headers_mut();
     identify(headers, &manifest.digest);
+    set(headers, SOURCE, origin.to_string());
     set(headers, CONTENT_TYPE, manifest.media_type);
     set(headers, CONTENT_LENGTH, size_bytes.to_string());
     Ok(response)
@@ -46,7 +50,8 @@ pub(super) async fn blob(
     asked: &HeaderMap,
 ) -> Result<Response, Failure> {
     let found = mirror.blob(repo, digest).await?;
-    let blob = found.ok_or_else(|| Failure::Unknown(Thing::Blob, format!("blob {digest} of {repo}")))?;
+    let (blob, origin) =
+        found.ok_or_else(|| Failure::Unknown(Thing::Blob, format!("blob {digest} of {repo}")))?;
     if matches_etag(asked, digest) {
         return Ok(not_modified(digest));
     }
@@ -77,6 +82,7 @@ pub(super) async fn blob(
     *response.status_mut() = status;
     let headers = response.headers_mut();
     identify(headers, digest);
+    set(headers, SOURCE, origin.to_string());
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));

@@ -1,23 +1,24 @@
-//! Uploads, mounts, manifests that are put.
+//! Uploads, mounts, manifests that are put; and deletes.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt;
 
-use super::error::Failure;
+use super::error::{Failure, Thing};
 use super::pull::text;
 use super::{CONTENT_DIGEST, set};
-use crate::mirror::{BodyError, Mirror, MirrorError};
+use crate::mirror::{BodyError, Mirror, MirrorError, PutManifest};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::range::parse_content_range;
 use crate::oci::route::StartUpload;
-use crate::oci::{Digest, Reference, RepoName, Tag};
+use crate::oci::{Algorithm, Digest, Reference, RepoName, Tag};
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
 pub(super) async fn start(
     mirror: &Mirror,
@@ -29,12 +30,10 @@ pub(super) async fn start(
         StartUpload::Mount { digest, from } if mirror.mount(repo, from.as_ref(), &digest).await? => {
             Ok(created(&format!("/v2/{repo}/blobs/{digest}"), &digest))
         }
-        StartUpload::Empty | StartUpload::Mount { .. } => {
-            let id = mirror.start_upload(repo).await?;
-            Ok(uploading(repo, &id, 0, StatusCode::ACCEPTED))
-        }
+        StartUpload::Mount { digest, .. } => open(mirror, repo, digest.algorithm()).await,
+        StartUpload::Empty { algorithm } => open(mirror, repo, algorithm).await,
         StartUpload::Whole(digest) => {
-            let id = mirror.start_upload(repo).await?;
+            let id = mirror.start_upload(repo, digest.algorithm()).await?;
             let received = mirror.append(repo, &id, None, body(request)).await;
             if let Err(error) = received {
                 mirror.cancel_upload(repo, &id)?;
@@ -44,6 +43,11 @@ pub(super) async fn start(
             Ok(created(&format!("/v2/{repo}/blobs/{digest}"), &digest))
         }
     }
+}
+
+async fn open(mirror: &Mirror, repo: &RepoName, algorithm: Algorithm) -> Result<Response, Failure> {
+    let id = mirror.start_upload(repo, algorithm).await?;
+    Ok(uploading(repo, &id, 0, StatusCode::ACCEPTED))
 }
 
 pub(super) fn status(mirror: &Mirror, repo: &RepoName, id: &str) -> Result<Response, Failure> {
@@ -75,11 +79,13 @@ pub(super) async fn finish(
     Ok(created(&format!("/v2/{repo}/blobs/{digest}"), digest))
 }
 
+/// `tags` beside the one that `reference` may be; `digest`: what a manifest that is put by tag is to have.
 pub(super) async fn manifest(
     mirror: &Mirror,
     repo: &RepoName,
     reference: &Reference,
     tags: &[Tag],
+    digest: Option<Digest>,
     request: Request,
 ) -> Result<Response, Failure> {
     let (parts, body) = request.into_parts();
@@ -96,18 +102,45 @@ pub(super) async fn manifest(
             MirrorError::Body(Box::new(error))
         }
     })?;
+    let (tag, expected) = match reference {
+        Reference::Tag(tag) => (Some(tag), digest),
+        Reference::Digest(digest) => (None, Some(*digest)),
+    };
+    let all_tags: Vec<Tag> = tag.into_iter().chain(tags).cloned().collect();
     let content_type = text(&parts.headers, &CONTENT_TYPE);
-    let digest = mirror.put_manifest(repo, reference, content_type, bytes.clone()).await?;
-    for tag in tags {
-        mirror.put_manifest(repo, &Reference::Tag(tag.clone()), content_type, bytes.clone()).await?;
+    let put = PutManifest { tags: &all_tags, expected, content_type, bytes };
+    let stored = mirror.put_manifest(repo, put).await?;
+    let mut response = created(&format!("/v2/{repo}/manifests/{}", stored.digest), &stored.digest);
+    let headers = response.headers_mut();
+    for value in tags.iter().filter_map(|tag| tag.as_str().parse().ok()) {
+        headers.append(OCI_TAG, value);
     }
-    let mut response = created(&format!("/v2/{repo}/manifests/{digest}"), &digest);
-    for tag in tags {
-        if let Ok(value) = tag.as_str().parse() {
-            response.headers_mut().append(OCI_TAG, value);
-        }
+    if let Some(subject) = stored.subject {
+        set(headers, OCI_SUBJECT, subject.to_string());
     }
     Ok(response)
+}
+
+pub(super) async fn delete_manifest(
+    mirror: &Mirror,
+    repo: &RepoName,
+    reference: &Reference,
+) -> Result<Response, Failure> {
+    if mirror.delete_manifest(repo, reference).await? {
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
+    Err(Failure::Unknown(Thing::Manifest, format!("manifest {repo}:{reference}")))
+}
+
+pub(super) async fn delete_blob(
+    mirror: &Mirror,
+    repo: &RepoName,
+    digest: &Digest,
+) -> Result<Response, Failure> {
+    if mirror.delete_blob(repo, digest).await? {
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
+    Err(Failure::Unknown(Thing::Blob, format!("blob {digest} of {repo}")))
 }
 
 /// Where a chunk says that it begins.

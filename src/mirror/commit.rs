@@ -35,6 +35,11 @@ impl Changes {
         self.edits.push(Edit { path, to: Some(entry) });
     }
 
+    /// Takes away what is at `path`, with everything below it.
+    pub(super) fn remove(&mut self, path: String) {
+        self.edits.push(Edit { path, to: None });
+    }
+
     /// Puts a file of at most one block at `path`, and returns its entry.
     pub(super) fn write(&mut self, path: String, content: Bytes) -> Entry {
         let entry = small_file(&content, &mut self.blocks);
@@ -72,9 +77,13 @@ pub(super) struct Committed {
 /// Roots that wait to be announced; past it they are found by the walk at the next start only.
 const ROOTS_ANNOUNCED_MAX: usize = 65_536;
 
+/// The root that a commit was made upon; `None`: other commits were made with it, in one.
+type Upon = Option<Cid>;
+type Reply = oneshot::Sender<Result<Upon, MirrorError>>;
+
 enum Request {
-    Apply { changes: Changes, reply: oneshot::Sender<Result<(), MirrorError>> },
-    Adopt { expected: Cid, root: Cid, reply: oneshot::Sender<Result<(), MirrorError>> },
+    Apply { changes: Changes, reply: Reply },
+    Adopt { expected: Cid, root: Cid, reply: Reply },
 }
 
 /// The door to the writer. Cheap to clone.
@@ -95,7 +104,7 @@ impl Commits {
     }
 
     /// Applies `changes` and returns when they are on disk. Dropping the future does not undo them.
-    pub(super) async fn apply(&self, changes: Changes) -> Result<(), MirrorError> {
+    pub(super) async fn apply(&self, changes: Changes) -> Result<Upon, MirrorError> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Apply { changes, reply }).await.map_err(|_| MirrorError::Closed)?;
         answer.await.map_err(|_| MirrorError::Closed)?
@@ -106,7 +115,7 @@ impl Commits {
         let (reply, answer) = oneshot::channel();
         let request = Request::Adopt { expected, root, reply };
         self.requests.send(request).await.map_err(|_| MirrorError::Closed)?;
-        answer.await.map_err(|_| MirrorError::Closed)?
+        answer.await.map_err(|_| MirrorError::Closed)?.map(drop)
     }
 
     pub(super) fn root(&self) -> Cid {
@@ -166,14 +175,21 @@ impl Writer {
                     replies.push(reply);
                 }
                 Request::Adopt { expected, root, reply } => {
-                    answer(std::mem::take(&mut replies), self.apply(std::mem::take(&mut all)).await);
-                    answer(vec![reply], self.adopt(expected, root).await);
+                    self.apply_all(std::mem::take(&mut all), std::mem::take(&mut replies)).await;
+                    answer(vec![reply], self.adopt(expected, root).await.map(|()| None));
                 }
             }
         }
-        if !replies.is_empty() {
-            answer(replies, self.apply(all).await);
+        self.apply_all(all, replies).await;
+    }
+
+    async fn apply_all(&self, changes: Changes, replies: Vec<Reply>) {
+        if replies.is_empty() {
+            return;
         }
+        let before = self.committed.borrow().root;
+        let upon = (replies.len() == 1).then_some(before);
+        answer(replies, self.apply(changes).await.map(|()| upon));
     }
 
     async fn adopt(&self, expected: Cid, root: Cid) -> Result<(), DagError> {
@@ -210,7 +226,7 @@ impl Writer {
     }
 }
 
-fn answer(replies: Vec<oneshot::Sender<Result<(), MirrorError>>>, outcome: Result<(), DagError>) {
+fn answer(replies: Vec<Reply>, outcome: Result<Upon, DagError>) {
     let outcome = outcome.map_err(Arc::new);
     if let Err(error) = &outcome {
         tracing::error!(error = %chain(error), "commit failed; the tree is as it was");

@@ -5,8 +5,6 @@ use bytes::Bytes;
 
 use crate::oci::{Digest, RepoName, Tag};
 
-const BASE: &str = "docker/registry/v2";
-
 /// The directory of all blobs and manifests, by algorithm and the first two digits.
 pub(super) const BLOBS: &str = "docker/registry/v2/blobs";
 
@@ -18,18 +16,23 @@ pub(super) fn blob_data(digest: &Digest) -> String {
 
 /// Says that a repository has a blob.
 pub(super) fn layer_link(repo: &RepoName, digest: &Digest) -> String {
-    format!("{BASE}/repositories/{repo}/_layers/{}/{}/link", digest.algorithm().as_str(), digest.hex())
+    format!("{REPOSITORIES}/{repo}/_layers/{}/{}/link", digest.algorithm().as_str(), digest.hex())
 }
 
 /// Says that a repository has a manifest.
 pub(super) fn revision_link(repo: &RepoName, digest: &Digest) -> String {
     let algorithm = digest.algorithm().as_str();
-    format!("{BASE}/repositories/{repo}/_manifests/revisions/{algorithm}/{}/link", digest.hex())
+    format!("{REPOSITORIES}/{repo}/_manifests/revisions/{algorithm}/{}/link", digest.hex())
 }
 
 /// The directory whose entries are the tags of a repository.
 pub(super) fn tags(repo: &RepoName) -> String {
-    format!("{BASE}/repositories/{repo}/_manifests/tags")
+    format!("{REPOSITORIES}/{repo}/_manifests/tags")
+}
+
+/// A tag with everything that is known of it.
+pub(super) fn tag(repo: &RepoName, tag: &Tag) -> String {
+    format!("{}/{tag}", tags(repo))
 }
 
 /// What a tag points to.
@@ -42,9 +45,40 @@ pub(super) fn tag_index_link(repo: &RepoName, tag: &Tag, digest: &Digest) -> Str
     format!("{}/{tag}/index/{}/{}/link", tags(repo), digest.algorithm().as_str(), digest.hex())
 }
 
+/// The directory of all repositories; a directory below it is one if it has a [`LAYERS`] or [`MANIFESTS`].
+pub(super) const REPOSITORIES: &str = "docker/registry/v2/repositories";
+pub(super) const LAYERS: &str = "_layers";
+pub(super) const MANIFESTS: &str = "_manifests";
+
+/// The directory of the links to a repository's blobs, by algorithm.
+pub(super) fn layers(repo: &RepoName) -> String {
+    format!("{REPOSITORIES}/{repo}/{LAYERS}")
+}
+
+/// The directory of the links to a repository's manifests, by algorithm.
+pub(super) fn revisions(repo: &RepoName) -> String {
+    format!("{REPOSITORIES}/{repo}/{MANIFESTS}/revisions")
+}
+
+/// The directory of who refers to `subject`, by algorithm. Of ours: distribution skips what begins with `_` and is
+/// not its own.
+pub(super) fn referrers(repo: &RepoName, subject: &Digest) -> String {
+    format!("{REPOSITORIES}/{repo}/_referrers/{}/{}", subject.algorithm().as_str(), subject.hex())
+}
+
+/// Says that a manifest refers to `subject`.
+pub(super) fn referrer_link(repo: &RepoName, subject: &Digest, digest: &Digest) -> String {
+    format!("{}/{}/{}/link", referrers(repo, subject), digest.algorithm().as_str(), digest.hex())
+}
+
+/// The directory that a link file lies in, and that goes with it.
+pub(super) fn directory_of(link: &str) -> String {
+    link.rsplit_once('/').map_or(link, |(directory, _)| directory).to_owned()
+}
+
 /// The directory that a repository is.
 pub(super) fn repository(repo: &RepoName) -> String {
-    format!("{BASE}/repositories/{repo}")
+    format!("{REPOSITORIES}/{repo}")
 }
 
 /// The bytes of a link file.

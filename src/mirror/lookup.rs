@@ -9,9 +9,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use super::roots::Follow;
-use super::{Blob, Inner, Manifest, MirrorError, Page, chain, layout, verify};
+use super::{Blob, Inner, Manifest, MirrorError, Origin, layout, verify};
 use crate::dag::file::Expected;
-use crate::dag::{DagError, Entry, file};
+use crate::dag::{Entry, file};
 use crate::ipld::block::RAW;
 use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
 use crate::oci::{Digest, Reference, RepoName, Tag};
@@ -25,8 +25,15 @@ pub(super) enum Source<'a> {
 }
 
 impl Source<'_> {
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Own(_) => Origin::Own,
+            Self::Readonly(follow) => Origin::Readonly(follow.name),
+        }
+    }
+
     /// The roots to look under, best first.
-    async fn roots(&self) -> Result<Vec<Cid>, MirrorError> {
+    pub(super) async fn roots(&self) -> Result<Vec<Cid>, MirrorError> {
         match self {
             Self::Own(root) => Ok(vec![*root]),
             Self::Readonly(follow) => follow.roots().await,
@@ -41,7 +48,7 @@ impl Inner {
     }
 
     /// Asks the sources in order. What a newer root of a source cannot deliver, the one before it may.
-    async fn first<T, F>(&self, ask: impl Fn(Cid) -> F) -> Result<Option<T>, MirrorError>
+    async fn first<T, F>(&self, ask: impl Fn(Cid) -> F) -> Result<Option<(T, Origin)>, MirrorError>
     where
         F: Future<Output = Result<Option<T>, MirrorError>>,
     {
@@ -56,7 +63,7 @@ impl Inner {
             };
             for root in roots {
                 match ask(root).await {
-                    Ok(Some(found)) => return Ok(Some(found)),
+                    Ok(Some(found)) => return Ok(Some((found, source.origin()))),
                     Ok(None) => break,
                     Err(error) => failure = Some(error),
                 }
@@ -69,7 +76,7 @@ impl Inner {
         &self,
         repo: &RepoName,
         reference: &Reference,
-    ) -> Result<Option<Manifest>, MirrorError> {
+    ) -> Result<Option<(Manifest, Origin)>, MirrorError> {
         self.first(|root| async move {
             let digest = match reference {
                 Reference::Digest(digest) => {
@@ -106,7 +113,7 @@ impl Inner {
     }
 
     /// A manifest that a link says is there.
-    async fn manifest_at(
+    pub(super) async fn manifest_at(
         &self,
         root: &Cid,
         repo: &RepoName,
@@ -146,7 +153,11 @@ impl Inner {
         Ok(if parts.len() == 1 { parts[0].clone() } else { parts.concat().into() })
     }
 
-    pub(super) async fn blob(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Blob>, MirrorError> {
+    pub(super) async fn blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<(Blob, Origin)>, MirrorError> {
         self.first(|root| async move {
             if !self.has_blob(&root, repo, digest).await? {
                 return Ok(None);
@@ -202,63 +213,6 @@ impl Inner {
         }
         let proven = self.proven.clone();
         verify::held_to_digest(bytes, digest, async move { proven.put(digest, entry).await })
-    }
-
-    /// A page of the union of the tags of all sources. A source that fails is left out if another one knows the
-    /// repository.
-    pub(super) async fn tags(
-        &self,
-        repo: &RepoName,
-        last: Option<&str>,
-        limit: usize,
-    ) -> Result<Option<Page>, MirrorError> {
-        let (mut union, mut failure) = (None::<Page>, None);
-        for source in self.sources() {
-            match self.tags_of(&source, repo, last, limit).await {
-                Ok(Some(page)) => union = Some(union.map_or(page.clone(), |known| known.merge(page, limit))),
-                Ok(None) => (),
-                Err(error) => {
-                    tracing::warn!(repo.name = %repo, error = %chain(&error), "tags of a source are missing");
-                    failure = Some(error);
-                }
-            }
-        }
-        match (union, failure) {
-            (None, Some(error)) => Err(error),
-            (union, _) => Ok(union),
-        }
-    }
-
-    async fn tags_of(
-        &self,
-        source: &Source<'_>,
-        repo: &RepoName,
-        last: Option<&str>,
-        limit: usize,
-    ) -> Result<Option<Page>, MirrorError> {
-        let mut failure = None;
-        for root in source.roots().await? {
-            match self.tags_at(&root, repo, last, limit).await {
-                Ok(page) => return Ok(page),
-                Err(error) => failure = Some(error.into()),
-            }
-        }
-        failure.map_or(Ok(None), Err)
-    }
-
-    async fn tags_at(
-        &self,
-        root: &Cid,
-        repo: &RepoName,
-        last: Option<&str>,
-        limit: usize,
-    ) -> Result<Option<Page>, DagError> {
-        if let Some(listing) = self.tree.list(root, &layout::tags(repo), last, limit).await? {
-            return Ok(Some(Page { names: listing.names, more: listing.more }));
-        }
-        // A repository into which blobs were pushed and no tag yet has an empty list.
-        let repository = self.tree.lookup(root, &layout::repository(repo)).await?;
-        Ok(repository.map(|_| Page { names: Vec::new(), more: false }))
     }
 }
 

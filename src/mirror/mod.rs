@@ -2,14 +2,18 @@
 
 mod announce;
 mod commit;
+mod delete;
 mod layout;
+mod listing;
 mod lookup;
 mod publish;
 mod push;
+mod referrers;
 mod roots;
 mod upload;
 mod verify;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,16 +26,19 @@ use futures::{Stream, StreamExt};
 use moka::sync::Cache;
 use tokio::sync::broadcast;
 
+use crate::config::Validation;
 use crate::dag::{Blocks, DagError, Tree};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
-use crate::oci::{Digest, Reference, RepoName};
+use crate::oci::{Algorithm, Digest, Reference, RepoName};
 use crate::store::{IndexEntry, Store, StoreError};
 use crate::tasks::Tasks;
 
 use commit::Commits;
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
+pub use push::{PutManifest, Stored};
+pub use referrers::Referrers;
 use roots::Follow;
 pub use roots::FollowedStatus;
 use upload::Uploads;
@@ -49,6 +56,11 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 pub enum MirrorError {
     #[error("this daemon is read-only: set storage.ipfs.writeipnskey to push to it")]
     ReadOnly,
+    #[error("deleting is off: set storage.delete.enabled to allow it")]
+    DeleteDisabled,
+    /// Only its author can delete it.
+    #[error("{what} comes from {origin}, whose author alone can delete it")]
+    NotOurs { what: String, origin: Origin },
     #[error("upload {0} is unknown: it was finished, cancelled, or idle for too long")]
     UploadUnknown(String),
     #[error("the chunk begins at byte {at}, but upload {id} has received {received}")]
@@ -103,6 +115,22 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// What a request body broke off with.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// The root under which something was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Own,
+    Readonly(IpnsName),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => f.write_str("own"),
+            Self::Readonly(name) => fmt::Display::fmt(name, f),
+        }
+    }
+}
+
 /// A manifest, byte for byte as it was pushed.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -122,7 +150,7 @@ pub struct Blob {
 }
 
 /// A page of names, sorted bytewise.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     pub names: Vec<String>,
     /// Whether more follow the last one.
@@ -151,6 +179,8 @@ pub struct MirrorConfig {
     pub uploads_max: usize,
     /// After this long without bytes an upload is dropped.
     pub upload_idle_timeout: Duration,
+    pub delete_enabled: bool,
+    pub validation: Validation,
 }
 
 /// What `status` tells.
@@ -177,6 +207,8 @@ struct Inner {
     links: Cache<Cid, Digest>,
     manifests: Cache<Digest, Manifest>,
     downloads: Arc<AtomicUsize>,
+    delete_enabled: bool,
+    validation: Validation,
 }
 
 struct Own {
@@ -243,6 +275,8 @@ impl Mirror {
                 })
                 .build(),
             downloads: Arc::default(),
+            delete_enabled: config.delete_enabled,
+            validation: config.validation,
         })))
     }
 
@@ -256,12 +290,16 @@ impl Mirror {
         &self,
         repo: &RepoName,
         reference: &Reference,
-    ) -> Result<Option<Manifest>, MirrorError> {
+    ) -> Result<Option<(Manifest, Origin)>, MirrorError> {
         self.0.manifest(repo, reference).await
     }
 
     /// `None` only if every source said that the repository has no such blob. Does not read the blob.
-    pub async fn blob(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Blob>, MirrorError> {
+    pub async fn blob(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<(Blob, Origin)>, MirrorError> {
         self.0.blob(repo, digest).await
     }
 
@@ -286,10 +324,39 @@ impl Mirror {
         self.0.tags(repo, last, limit).await
     }
 
-    /// Opens an upload; the id is a UUID.
-    pub async fn start_upload(&self, repo: &RepoName) -> Result<String, MirrorError> {
+    /// The repositories behind `last`, at most `limit`.
+    pub async fn catalog(&self, last: Option<&str>, limit: usize) -> Result<Page, MirrorError> {
+        self.0.catalog(last, limit).await
+    }
+
+    /// The manifests whose subject is `subject`, sorted by digest: those behind `last`, at most `limit`, of one type of
+    /// artifact if that is given. A subject that nobody knows has none.
+    pub async fn referrers(
+        &self,
+        repo: &RepoName,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Referrers, MirrorError> {
+        self.0.referrers(repo, subject, artifact_type, last, limit).await
+    }
+
+    /// Deletes a tag, or a manifest and every tag that points to it, from the own tree. `false`: nobody has it. What a
+    /// readonly root has is [`MirrorError::NotOurs`].
+    pub async fn delete_manifest(&self, repo: &RepoName, reference: &Reference) -> Result<bool, MirrorError> {
+        self.0.delete_manifest(repo, reference).await
+    }
+
+    /// Takes a blob from a repository of the own tree, as [`Mirror::delete_manifest`] does with manifests.
+    pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool, MirrorError> {
+        self.0.delete_blob(repo, digest).await
+    }
+
+    /// Opens an upload that will be closed with a digest of `algorithm`; the id is a UUID.
+    pub async fn start_upload(&self, repo: &RepoName, algorithm: Algorithm) -> Result<String, MirrorError> {
         self.0.own().await?;
-        self.0.uploads.start(repo)
+        self.0.uploads.start(repo, algorithm)
     }
 
     /// How many bytes an upload has received, up to the request that may be writing to it now.
@@ -332,15 +399,9 @@ impl Mirror {
         self.0.mount(repo, from, digest).await
     }
 
-    /// Stores a manifest under its digest and, if `reference` is one, a tag. `content_type` as the client sent it.
-    pub async fn put_manifest(
-        &self,
-        repo: &RepoName,
-        reference: &Reference,
-        content_type: Option<&str>,
-        bytes: Bytes,
-    ) -> Result<Digest, MirrorError> {
-        self.0.put_manifest(repo, reference, content_type, bytes).await
+    /// Stores a manifest under its digest and its tags, in one commit.
+    pub async fn put_manifest(&self, repo: &RepoName, put: PutManifest<'_>) -> Result<Stored, MirrorError> {
+        self.0.put_manifest(repo, put).await
     }
 
     /// Publishes the own root at once; with `overwrite` also over a newer record that somebody else signed.

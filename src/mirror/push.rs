@@ -12,8 +12,26 @@ use super::{Blob, Inner, MirrorError, layout};
 use crate::dag::file::Expected;
 use crate::dag::{Entry, file};
 use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
-use crate::oci::{Algorithm, Digest, Reference, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
 use crate::store::IndexEntry;
+
+/// A manifest to be stored.
+pub struct PutManifest<'a> {
+    pub tags: &'a [Tag],
+    /// What the client says that its digest is; without it sha256 is taken.
+    pub expected: Option<Digest>,
+    /// As the client sent it.
+    pub content_type: Option<&'a str>,
+    pub bytes: Bytes,
+}
+
+/// A manifest that was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub digest: Digest,
+    /// What it refers to.
+    pub subject: Option<Digest>,
+}
 
 impl Inner {
     pub(super) async fn finish(&self, repo: &RepoName, id: &str, digest: &Digest) -> Result<(), MirrorError> {
@@ -24,17 +42,19 @@ impl Inner {
             size_bytes: received.file.size_bytes,
             tsize: received.file.tsize,
         };
-        let actual = match digest.algorithm() {
-            Algorithm::Sha256 => received.sha256,
-            algorithm => self.digest_of(&entry, algorithm).await?,
+        let actual = if received.digest.algorithm() == digest.algorithm() {
+            received.digest
+        } else {
+            self.digest_of(&entry, digest.algorithm()).await?
         };
         if actual != *digest {
             return Err(MirrorError::DigestMismatch { expected: *digest, actual });
         }
         let mut changes = Changes::default();
         self.add_blob(&mut changes, repo, digest, &entry);
-        own.commits.apply(changes).await?;
-        Ok(self.proven.put(*digest, entry).await?)
+        // Before the commit, whose flush makes it durable too.
+        self.proven.put(*digest, entry).await?;
+        own.commits.apply(changes).await.map(drop)
     }
 
     /// The digest under an algorithm that was not known while the bytes came: reads them back.
@@ -64,7 +84,7 @@ impl Inner {
         let own = self.own().await?;
         let entry = match from {
             Some(from) => match self.blob(from, digest).await? {
-                Some(blob) => self.keep(&blob).await?,
+                Some((blob, _)) => self.keep(&blob).await?,
                 None => return Ok(false),
             },
             // Without a source only what this daemon itself was given is found: by the data, whoever's it is.
@@ -95,23 +115,17 @@ impl Inner {
     pub(super) async fn put_manifest(
         &self,
         repo: &RepoName,
-        reference: &Reference,
-        content_type: Option<&str>,
-        bytes: Bytes,
-    ) -> Result<Digest, MirrorError> {
+        put: PutManifest<'_>,
+    ) -> Result<Stored, MirrorError> {
         let own = self.own().await?;
+        let PutManifest { tags, expected, content_type, bytes } = put;
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX));
         }
-        let algorithm = match reference {
-            Reference::Digest(digest) => digest.algorithm(),
-            Reference::Tag(_) => Algorithm::Sha256,
-        };
+        let algorithm = expected.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let digest = Digest::of(algorithm, &bytes);
-        if let Reference::Digest(expected) = reference
-            && *expected != digest
-        {
-            return Err(MirrorError::DigestMismatch { expected: *expected, actual: digest });
+        if let Some(expected) = expected.filter(|expected| *expected != digest) {
+            return Err(MirrorError::DigestMismatch { expected, actual: digest });
         }
         let parsed = ParsedManifest::parse(content_type, &bytes)
             .map_err(|error| MirrorError::ManifestInvalid(error.to_string()))?;
@@ -122,12 +136,15 @@ impl Inner {
         changes.announce(entry.cid);
         let link = layout::link_content(&digest);
         changes.write(layout::revision_link(repo, &digest), link.clone());
-        if let Reference::Tag(tag) = reference {
+        for tag in tags {
             changes.write(layout::tag_index_link(repo, tag, &digest), link.clone());
-            changes.write(layout::tag_link(repo, tag), link);
+            changes.write(layout::tag_link(repo, tag), link.clone());
+        }
+        if let Some(subject) = &parsed.subject {
+            changes.write(layout::referrer_link(repo, subject, &digest), link);
         }
         own.commits.apply(changes).await?;
-        Ok(digest)
+        Ok(Stored { digest, subject: parsed.subject })
     }
 
     /// A manifest may exceed one block.
@@ -156,15 +173,17 @@ impl Inner {
     ) -> Result<(), MirrorError> {
         let mut missing = Vec::new();
         let blobs =
-            manifest.blobs.iter().filter(|blob| !blob.non_distributable).map(|blob| (blob.digest, false));
-        let manifests = manifest.manifests.iter().map(|manifest| (manifest.digest, true));
+            manifest.blobs.iter().filter(|blob| !blob.non_distributable && self.validation.image_blobs);
+        let blobs = blobs.map(|blob| (blob.digest, false));
+        let manifests = manifest.manifests.iter().filter(|_| self.validation.index_manifests);
+        let manifests = manifests.map(|manifest| (manifest.digest, true));
         let distinct: BTreeSet<(Digest, bool)> = blobs.chain(manifests).collect();
         for (digest, is_manifest) in distinct {
             if self.has_blob(root, repo, &digest).await? {
                 continue;
             }
             match self.blob(repo, &digest).await? {
-                Some(blob) => {
+                Some((blob, _)) => {
                     let entry = self.keep(&blob).await?;
                     self.add_blob(changes, repo, &digest, &entry);
                     if is_manifest {

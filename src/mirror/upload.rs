@@ -46,7 +46,8 @@ struct Writing {
 /// A finished upload: in the store, not yet in the tree.
 pub(super) struct Received {
     pub(super) file: FileRoot,
-    pub(super) sha256: Digest,
+    /// Under the algorithm that the upload was opened with.
+    pub(super) digest: Digest,
 }
 
 impl Uploads {
@@ -54,7 +55,7 @@ impl Uploads {
         Self { sessions: Arc::default(), blocks, uploads_max, idle_timeout }
     }
 
-    pub(super) fn start(&self, repo: &RepoName) -> Result<String, MirrorError> {
+    pub(super) fn start(&self, repo: &RepoName, algorithm: Algorithm) -> Result<String, MirrorError> {
         let mut sessions = lock(&self.sessions);
         if sessions.len() >= self.uploads_max {
             return Err(MirrorError::TooManyUploads(self.uploads_max));
@@ -62,7 +63,7 @@ impl Uploads {
         let id = Uuid::new_v4();
         let writing = Writing {
             file: FileWriter::new(&self.blocks),
-            hasher: StreamHasher::new(Algorithm::Sha256),
+            hasher: StreamHasher::new(algorithm),
             received_bytes: 0,
         };
         let slot = Slot { writing: Some(writing), received_bytes: 0, touched_at: Instant::now() };
@@ -101,11 +102,11 @@ impl Uploads {
         let mut lease = Lease::take(self.find(repo, id)?, id)?;
         let writing = lease.writing.take().ok_or_else(|| MirrorError::UploadUnknown(id.to_owned()))?;
         self.forget(id);
-        let (file, sha256) = tokio::try_join!(
+        let (file, digest) = tokio::try_join!(
             async { writing.file.finish().await.map_err(MirrorError::from) },
             writing.hasher.finish()
         )?;
-        Ok(Received { file, sha256 })
+        Ok(Received { file, digest })
     }
 
     /// Drops a session, also one that is being written to: its writer finds it gone.

@@ -23,6 +23,18 @@ impl Algorithm {
     }
 }
 
+impl FromStr for Algorithm {
+    type Err = DigestError;
+
+    fn from_str(name: &str) -> Result<Self, DigestError> {
+        match name {
+            "sha256" => Ok(Self::Sha256),
+            "sha512" => Ok(Self::Sha512),
+            _ => Err(DigestError::UnknownAlgorithm(name.to_owned())),
+        }
+    }
+}
+
 /// The identity of a blob or manifest, as in `sha256:<64 hex>`.
 ///
 /// Holding one proves the syntax was checked. It says nothing of any bytes; see [`Hasher`].
@@ -99,12 +111,31 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (algorithm, hex) =
             text.split_once(':').ok_or_else(|| DigestError::NoAlgorithm(text.to_owned()))?;
-        match algorithm {
-            "sha256" => parse_hex(hex).map(Self::Sha256),
-            "sha512" => parse_hex(hex).map(Self::Sha512),
-            _ => return Err(DigestError::UnknownAlgorithm(algorithm.to_owned())),
+        match algorithm.parse()? {
+            Algorithm::Sha256 => parse_hex(hex).map(Self::Sha256),
+            Algorithm::Sha512 => parse_hex(hex).map(Self::Sha512),
         }
         .ok_or_else(|| DigestError::NotHex(text.to_owned(), if algorithm == "sha256" { 64 } else { 128 }))
+    }
+}
+
+/// A digest as its text in JSON.
+pub(super) mod text {
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    use super::Digest;
+
+    pub(in crate::oci) fn serialize<S: Serializer>(
+        digest: &Digest,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub(in crate::oci) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Digest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

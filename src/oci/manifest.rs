@@ -1,7 +1,9 @@
 //! Manifests and indexes: the bytes stay as they came, a copy is read for what they name (OCI image specification,
 //! manifest.md and image-index.md; Docker's schema 2).
 
-use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
@@ -32,6 +34,41 @@ pub struct ParsedManifest {
     pub manifests: Vec<Descriptor>,
     /// What it refers to. Need not be here.
     pub subject: Option<Digest>,
+    /// Its `artifactType`, else the media type of an image's config (image specification, manifest.md).
+    pub artifact_type: Option<String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A manifest as the referrers of its subject list it (distribution specification, "Listing Referrers").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Referrer {
+    pub media_type: String,
+    #[serde(with = "super::digest::text")]
+    pub digest: Digest,
+    /// Bytes of the manifest.
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The index that lists referrers, as the API answers it and as it lies under a fallback tag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReferrersIndex {
+    pub schema_version: u32,
+    #[serde(default)]
+    pub media_type: String,
+    #[serde(default)]
+    pub manifests: Vec<Referrer>,
+}
+
+impl ReferrersIndex {
+    pub fn new(manifests: Vec<Referrer>) -> Self {
+        Self { schema_version: 2, media_type: OCI_INDEX.to_owned(), manifests }
+    }
 }
 
 /// Why bytes are no manifest.
@@ -60,6 +97,8 @@ struct Raw {
     blobs: Option<Vec<RawDescriptor>>,
     manifests: Option<Vec<RawDescriptor>>,
     subject: Option<RawDescriptor>,
+    artifact_type: Option<String>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -110,9 +149,19 @@ impl ParsedManifest {
         let check =
             |descriptors: Vec<RawDescriptor>| descriptors.into_iter().map(RawDescriptor::check).collect();
         let subject = raw.subject.map(|subject| subject.digest.parse()).transpose()?;
+        let config_type = raw.config.as_ref().map(|config| config.media_type.clone());
+        let artifact_type = raw.artifact_type.filter(|artifact_type| !artifact_type.is_empty());
+        let mut parsed = Self {
+            media_type,
+            blobs: Vec::new(),
+            manifests: Vec::new(),
+            subject,
+            artifact_type: artifact_type.or(config_type.filter(|config_type| !config_type.is_empty())),
+            annotations: raw.annotations.unwrap_or_default(),
+        };
         if is_index {
             let manifests: Result<_, ManifestError> = check(raw.manifests.unwrap_or_default());
-            return Ok(Self { media_type, blobs: Vec::new(), manifests: manifests?, subject });
+            return Ok(Self { manifests: manifests?, ..parsed });
         }
         let named = raw
             .config
@@ -120,8 +169,26 @@ impl ParsedManifest {
             .chain(raw.layers.into_iter().flatten())
             .chain(raw.blobs.into_iter().flatten());
         let blobs: Result<_, ManifestError> = check(named.collect());
-        Ok(Self { media_type, blobs: blobs?, manifests: Vec::new(), subject })
+        parsed.blobs = blobs?;
+        Ok(parsed)
     }
+
+    /// How the referrers of its subject list it.
+    pub fn referrer(&self, digest: Digest, size_bytes: usize) -> Referrer {
+        Referrer {
+            media_type: self.media_type.clone(),
+            digest,
+            size: size_bytes as u64,
+            artifact_type: self.artifact_type.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
+}
+
+/// Reads what lies under a fallback tag; entries that are no descriptors make it unreadable as a whole.
+pub fn parse_referrers(bytes: &[u8]) -> Option<Vec<Referrer>> {
+    let index: ReferrersIndex = serde_json::from_slice(bytes).ok()?;
+    matches!(index.media_type.as_str(), "" | OCI_INDEX).then_some(index.manifests)
 }
 
 #[cfg(test)]
@@ -172,6 +239,31 @@ mod tests {
             (OCI_INDEX, 1, 0)
         );
         assert_eq!(parsed.subject, Some(digest("s")));
+    }
+
+    #[test]
+    fn a_referrer_says_of_what_type_it_is() {
+        let mut artifact = image();
+        assert_eq!(
+            parse(None, &artifact).unwrap().artifact_type.as_deref(),
+            Some("application/vnd.oci.image.config.v1+json")
+        );
+        artifact["artifactType"] = json!("application/vnd.example.sbom");
+        artifact["annotations"] = json!({"b": "2", "a": "1"});
+        artifact["subject"] = json!({"digest": digest("s").to_string(), "size": 1});
+        let parsed = parse(None, &artifact).unwrap();
+        let referrer = parsed.referrer(digest("r"), 7);
+        let index = serde_json::to_string(&ReferrersIndex::new(vec![referrer.clone()])).unwrap();
+        assert_eq!(
+            index,
+            format!(
+                r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{{"mediaType":"{OCI_MANIFEST}","digest":"{}","size":7,"artifactType":"application/vnd.example.sbom","annotations":{{"a":"1","b":"2"}}}}]}}"#,
+                digest("r")
+            )
+        );
+        assert_eq!(parse_referrers(index.as_bytes()), Some(vec![referrer]));
+        assert_eq!(parse_referrers(br#"{"schemaVersion":2,"manifests":[{"digest":"sha256:zz"}]}"#), None);
+        assert_eq!(parse_referrers(image().to_string().as_bytes()), Some(Vec::new()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Paths are read from the right: a repository may be called `team/blobs`, a reference has no slash.
 
-use super::digest::Digest;
+use super::digest::{Algorithm, Digest};
 use super::name::{NameError, Reference, RepoName, Tag};
 
 /// What a request asks for. `head`: headers only.
@@ -14,16 +14,26 @@ pub enum Route {
         reference: Reference,
         head: bool,
     },
-    /// `tags`: further tags for a manifest that is put by digest.
+    /// `tags`: further tags for a manifest that is put by digest; `digest`: what one that is put by tag is to have.
     PutManifest {
         repo: RepoName,
         reference: Reference,
         tags: Vec<Tag>,
+        digest: Option<Digest>,
+    },
+    /// By tag: the tag alone goes; by digest: the manifest, and every tag that points to it.
+    DeleteManifest {
+        repo: RepoName,
+        reference: Reference,
     },
     GetBlob {
         repo: RepoName,
         digest: Digest,
         head: bool,
+    },
+    DeleteBlob {
+        repo: RepoName,
+        digest: Digest,
     },
     StartUpload {
         repo: RepoName,
@@ -48,15 +58,36 @@ pub enum Route {
     },
     ListTags {
         repo: RepoName,
-        last: Option<String>,
-        limit: Option<usize>,
+        page: PageRequest,
     },
+    /// Who refers to `subject`, of one type of artifact if that is given.
+    ListReferrers {
+        repo: RepoName,
+        subject: Digest,
+        artifact_type: Option<String>,
+        page: PageRequest,
+    },
+    Catalog {
+        page: PageRequest,
+    },
+}
+
+/// What part of a list is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Only what sorts behind this.
+    pub last: Option<String>,
+    /// At most so many.
+    pub limit: Option<usize>,
 }
 
 /// What opening an upload asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartUpload {
-    Empty,
+    /// `algorithm`: of the digest that the client is going to close it with.
+    Empty {
+        algorithm: Algorithm,
+    },
     /// The blob is the body of this request.
     Whole(Digest),
     Mount {
@@ -93,6 +124,9 @@ impl Route {
             };
         }
         let path = path.strip_prefix("/v2/").ok_or(RouteError::NotFound)?;
+        if path == "_catalog" {
+            return Ok(Self::Catalog { page: list(method, &Parameters::parse(query))? });
+        }
         if let Some(name) =
             path.strip_suffix("/blobs/uploads").or_else(|| path.strip_suffix("/blobs/uploads/"))
         {
@@ -111,6 +145,9 @@ impl Route {
         if let Some(name) = rest.strip_suffix("/blobs") {
             return Self::blob(method, repo(name)?, last);
         }
+        if let Some(name) = rest.strip_suffix("/referrers") {
+            return Self::referrers(method, repo(name)?, last, query);
+        }
         Err(RouteError::NotFound)
     }
 
@@ -126,7 +163,9 @@ impl Route {
         } else if let Some(digest) = parameters.get("digest") {
             StartUpload::Whole(parse_digest(digest)?)
         } else {
-            StartUpload::Empty
+            let algorithm = parameters.get("digest-algorithm").map(str::parse).transpose();
+            let algorithm = algorithm.map_err(|error| RouteError::Reference(NameError::Digest(error)))?;
+            StartUpload::Empty { algorithm: algorithm.unwrap_or(Algorithm::Sha256) }
         };
         Ok(Self::StartUpload { repo, start })
     }
@@ -159,34 +198,46 @@ impl Route {
                     repo,
                     reference: reference(last)?,
                     tags: tags.collect::<Result<_, _>>()?,
+                    digest: parameters.get("digest").map(parse_digest).transpose()?,
                 })
             }
-            _ => Err(RouteError::Method("GET, HEAD, PUT")),
+            "DELETE" => Ok(Self::DeleteManifest { repo, reference: reference(last)? }),
+            _ => Err(RouteError::Method("GET, HEAD, PUT, DELETE")),
         }
     }
 
     fn blob(method: &str, repo: RepoName, last: &str) -> Result<Self, RouteError> {
         match method {
             "GET" | "HEAD" => Ok(Self::GetBlob { repo, digest: parse_digest(last)?, head: method == "HEAD" }),
-            _ => Err(RouteError::Method("GET, HEAD")),
+            "DELETE" => Ok(Self::DeleteBlob { repo, digest: parse_digest(last)? }),
+            _ => Err(RouteError::Method("GET, HEAD, DELETE")),
         }
     }
 
-    fn list_tags(method: &str, repo: RepoName, query: Option<&str>) -> Result<Self, RouteError> {
-        if !matches!(method, "GET" | "HEAD") {
-            return Err(RouteError::Method("GET"));
-        }
+    fn referrers(method: &str, repo: RepoName, last: &str, query: Option<&str>) -> Result<Self, RouteError> {
         let parameters = Parameters::parse(query);
-        let limit = parameters.get("n").map(|n| match n.parse::<i32>() {
-            Ok(n) if n >= 0 => Ok(usize::try_from(n).unwrap_or_default()),
-            _ => Err(RouteError::Number(n.to_owned())),
-        });
-        Ok(Self::ListTags {
+        Ok(Self::ListReferrers {
             repo,
-            last: parameters.get("last").map(str::to_owned),
-            limit: limit.transpose()?,
+            page: list(method, &parameters)?,
+            subject: parse_digest(last)?,
+            artifact_type: parameters.get("artifactType").map(str::to_owned),
         })
     }
+
+    fn list_tags(method: &str, repo: RepoName, query: Option<&str>) -> Result<Self, RouteError> {
+        Ok(Self::ListTags { repo, page: list(method, &Parameters::parse(query))? })
+    }
+}
+
+fn list(method: &str, parameters: &Parameters) -> Result<PageRequest, RouteError> {
+    if !matches!(method, "GET" | "HEAD") {
+        return Err(RouteError::Method("GET, HEAD"));
+    }
+    let limit = parameters.get("n").map(|n| match n.parse::<i32>() {
+        Ok(n) if n >= 0 => Ok(usize::try_from(n).unwrap_or_default()),
+        _ => Err(RouteError::Number(n.to_owned())),
+    });
+    Ok(PageRequest { last: parameters.get("last").map(str::to_owned), limit: limit.transpose()? })
 }
 
 fn repo(name: &str) -> Result<RepoName, RouteError> {
@@ -244,8 +295,12 @@ mod tests {
         let digest = Digest::sha256(b"x");
         let (repo, id) = (name("app"), "5f7e".to_owned());
         let start = |start| Ok(Route::StartUpload { repo: repo.clone(), start });
-        let list = |last: Option<&str>, limit| {
-            Ok(Route::ListTags { repo: repo.clone(), last: last.map(str::to_owned), limit })
+        let page = |last: Option<&str>, limit| PageRequest { last: last.map(str::to_owned), limit };
+        let list = |last, limit| Ok(Route::ListTags { repo: repo.clone(), page: page(last, limit) });
+        let empty = |algorithm| start(StartUpload::Empty { algorithm });
+        let referrers = |artifact_type: Option<&str>, page| {
+            let artifact_type = artifact_type.map(str::to_owned);
+            Ok(Route::ListReferrers { repo: repo.clone(), subject: digest, artifact_type, page })
         };
         let cases = [
             ("GET", "/v2/".to_owned(), Ok(Route::Version)),
@@ -254,8 +309,9 @@ mod tests {
                 format!("/v2/app/blobs/{digest}"),
                 Ok(Route::GetBlob { repo: repo.clone(), digest, head: true }),
             ),
-            ("POST", "/v2/app/blobs/uploads/".to_owned(), start(StartUpload::Empty)),
-            ("POST", "/v2/app/blobs/uploads".to_owned(), start(StartUpload::Empty)),
+            ("POST", "/v2/app/blobs/uploads/".to_owned(), empty(Algorithm::Sha256)),
+            ("POST", "/v2/app/blobs/uploads".to_owned(), empty(Algorithm::Sha256)),
+            ("POST", "/v2/app/blobs/uploads/?digest-algorithm=sha512".to_owned(), empty(Algorithm::Sha512)),
             ("POST", format!("/v2/app/blobs/uploads/?digest={digest}"), start(StartUpload::Whole(digest))),
             (
                 "POST",
@@ -289,6 +345,30 @@ mod tests {
             ),
             ("GET", "/v2/app/tags/list?n=5&last=b".to_owned(), list(Some("b"), Some(5))),
             ("GET", "/v2/app/tags/list".to_owned(), list(None, None)),
+            (
+                "GET",
+                "/v2/_catalog?n=7&last=a/b".to_owned(),
+                Ok(Route::Catalog { page: page(Some("a/b"), Some(7)) }),
+            ),
+            ("GET", format!("/v2/app/referrers/{digest}"), referrers(None, page(None, None))),
+            (
+                "GET",
+                format!("/v2/app/referrers/{digest}?artifactType=a%2Fb%2Bc&n=2"),
+                referrers(Some("a/b+c"), page(None, Some(2))),
+            ),
+            (
+                "DELETE",
+                "/v2/app/manifests/v1".to_owned(),
+                Ok(Route::DeleteManifest {
+                    repo: repo.clone(),
+                    reference: Reference::Tag("v1".parse().unwrap()),
+                }),
+            ),
+            (
+                "DELETE",
+                format!("/v2/app/blobs/{digest}"),
+                Ok(Route::DeleteBlob { repo: repo.clone(), digest }),
+            ),
         ];
         for (method, target, wanted) in cases {
             let (path, query) =
@@ -304,8 +384,15 @@ mod tests {
         let tags = vec!["a".parse().unwrap(), "b".parse().unwrap()];
         assert_eq!(
             route,
-            Ok(Route::PutManifest { repo: name("app"), reference: Reference::Digest(digest), tags })
+            Ok(Route::PutManifest {
+                repo: name("app"),
+                reference: Reference::Digest(digest),
+                tags,
+                digest: None
+            })
         );
+        let route = Route::parse("PUT", "/v2/app/manifests/v1", Some(&format!("digest={digest}")));
+        assert!(matches!(route, Ok(Route::PutManifest { digest: Some(asked), .. }) if asked == digest));
     }
 
     #[test]
@@ -322,7 +409,7 @@ mod tests {
         ));
         assert_eq!(Route::parse("PUT", "/v2/app/blobs/uploads/x", None), Err(RouteError::DigestMissing));
         assert!(matches!(Route::parse("GET", "/v2/app/tags/list", Some("n=-1")), Err(RouteError::Number(_))));
-        assert!(matches!(Route::parse("DELETE", "/v2/app/manifests/v1", None), Err(RouteError::Method(_))));
+        assert!(matches!(Route::parse("PATCH", "/v2/app/manifests/v1", None), Err(RouteError::Method(_))));
     }
 
     proptest! {
