@@ -21,12 +21,14 @@ pub struct Setup {
     bootstrap: Vec<String>,
     readonly: Vec<String>,
     read_only_daemon: bool,
+    environment: Vec<(String, String)>,
 }
 
 /// A running daemon.
 pub struct Daemon {
     child: Child,
     folder: TempDir,
+    environment: Vec<(String, String)>,
     pub client: Client,
     /// `http://127.0.0.1:PORT`
     pub registry: String,
@@ -62,6 +64,12 @@ impl Setup {
         self
     }
 
+    /// Runs with an environment variable, such as `REGISTRY_STORAGE_DELETE_ENABLED`.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
         let config = format!(
@@ -74,14 +82,14 @@ impl Setup {
             self.bootstrap.join(", "),
         );
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
-        Daemon::launch(folder)
+        Daemon::launch(folder, self.environment)
     }
 }
 
 impl Daemon {
-    fn launch(folder: TempDir) -> Self {
+    fn launch(folder: TempDir, environment: Vec<(String, String)>) -> Self {
         let begun = Instant::now();
-        let (mut child, ready) = spawn(folder.path());
+        let (mut child, ready) = spawn(folder.path(), &environment);
         let Some(ready) = ready else {
             let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
             panic!("the daemon did not start: {:?}\n{log}", child.wait());
@@ -98,12 +106,14 @@ impl Daemon {
             ipns: field("ipns"),
             ready_after: begun.elapsed(),
             folder,
+            environment,
         }
     }
 
     /// Kills it with SIGKILL, and starts it again upon the same folder.
     pub fn kill_and_restart(self) -> Self {
-        Self::launch(self.kill())
+        let environment = self.environment.clone();
+        Self::launch(self.kill(), environment)
     }
 
     /// Kills it with SIGKILL; the folder stays as long as what is returned.
@@ -223,12 +233,13 @@ impl Drop for Daemon {
 }
 
 /// Starts the binary and waits for its ready line; `None` if it ended before.
-fn spawn(folder: &Path) -> (Child, Option<String>) {
+fn spawn(folder: &Path, environment: &[(String, String)]) -> (Child, Option<String>) {
     use std::io::{BufRead, BufReader};
     let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_shoal"))
         .arg("serve")
         .arg(folder.join("config.yaml"))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()
