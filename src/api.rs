@@ -71,6 +71,15 @@ pub struct Transfers {
     pub sent_bytes: u64,
 }
 
+/// `POST /v0/gc`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Collected {
+    /// Blobs that left a repository or the tree.
+    pub links: u64,
+    pub blocks: u64,
+    pub bytes: u64,
+}
+
 /// `GET /v0/resolve?name=…`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Resolved {

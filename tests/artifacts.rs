@@ -1,5 +1,7 @@
 //! Referrers, deletes, the catalog, and what a manifest must have: over the own tree and a reader's.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 mod common;
 
 use common::{Daemon, IMAGE_MANIFEST, Image, daemon};
@@ -68,12 +70,13 @@ async fn all_pages(daemon: &Daemon, path: &str, field: &str) -> (Vec<String>, us
 async fn an_attached_signature_travels_with_its_image() {
     let publisher = daemon().start();
     let image = Image::small(1);
-    publisher.push(REPO, "1", &image).await;
     let subject = Digest::sha256(&image.manifest);
     let (signature, answer) =
         attach(&publisher, &image.manifest, "application/vnd.example.signature", "a").await;
     assert_eq!(answer.headers()["oci-subject"], subject.to_string());
     let (sbom, _) = attach(&publisher, &image.manifest, "application/vnd.example.sbom", "b").await;
+    // Last, so that a root with the image has them too.
+    publisher.push(REPO, "1", &image).await;
 
     let reader = daemon().knows(&publisher).reads(&publisher.ipns).read_only().start();
     reader.serves(REPO, "1", &image).await;

@@ -59,6 +59,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Free what no image needs any more
+    ///
+    /// The daemon does so by itself as its store grows. What was deleted goes at once; what was pushed and never named
+    /// by a manifest goes after an hour.
+    #[command(after_help = "Example: shoal gc")]
+    Gc {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Check a config file
     #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
     Config(ConfigCommand),
@@ -128,6 +140,7 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Name(NameCommand::Resolve { name, which }) => status::resolve(&which, &name),
         Command::Name(NameCommand::Publish { overwrite, which }) => status::publish(&which, overwrite),
         Command::Status { which, json } => status::status(&which, json),
+        Command::Gc { which, json } => status::collect_garbage(&which, json),
         Command::Config(ConfigCommand::Check { config }) => check(config),
     };
     match outcome {

@@ -1,4 +1,4 @@
-//! What the running daemon says of itself: `id`, `status`, `name`.
+//! What the running daemon says of itself, or does when asked: `id`, `status`, `name`, `gc`.
 
 use std::fmt::Write as _;
 
@@ -50,6 +50,17 @@ pub(super) fn publish(which: &Which, overwrite: bool) -> Result<(), CommandError
             Ok(())
         }
     }
+}
+
+pub(super) fn collect_garbage(which: &Which, json: bool) -> Result<(), CommandError> {
+    let freed: api::Collected = ask(which, &Method::POST, "/v0/gc")?;
+    if json {
+        print_json(&freed);
+    } else {
+        let (mib, links, blocks) = (freed.bytes >> 20, freed.links, freed.blocks);
+        print(&format!("freed {mib} MiB: {blocks} blocks; {links} blobs left the tree"));
+    }
+    Ok(())
 }
 
 fn encoded(text: &str) -> String {

@@ -10,6 +10,7 @@ use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
 use super::DagError;
+use super::keep::{Keep, Keeps};
 use crate::ipfs::{Ipfs, Want};
 use crate::ipld::{Block, Cid, Multihash};
 use crate::store::{Blockstore, off_thread};
@@ -34,6 +35,7 @@ struct Inner {
     /// What is being fetched; a fetch that nobody waits for any more is gone.
     fetches: Mutex<HashMap<Cid, WeakShared<Fetch>>>,
     slots: Semaphore,
+    keeps: Keeps,
 }
 
 impl Blocks {
@@ -41,7 +43,29 @@ impl Blocks {
         let weigh = |_: &Multihash, bytes: &Bytes| u32::try_from(bytes.len() + 128).unwrap_or(u32::MAX);
         let cache = Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigh).build();
         let slots = Semaphore::new(FETCHES_MAX);
-        Self(Arc::new(Inner { store, ipfs, cache, fetches: Mutex::default(), slots }))
+        Self(Arc::new(Inner {
+            store,
+            ipfs,
+            cache,
+            fetches: Mutex::default(),
+            slots,
+            keeps: Keeps::default(),
+        }))
+    }
+
+    /// Something to keep blocks by that no root names.
+    pub fn keep(&self) -> Keep {
+        self.0.keeps.make()
+    }
+
+    /// What is kept so.
+    pub fn kept(&self) -> Vec<Cid> {
+        self.0.keeps.cids()
+    }
+
+    /// Forgets a block that was taken away.
+    pub fn forget(&self, key: &Multihash) {
+        self.0.cache.invalidate(key);
     }
 
     /// A block that is here already; never asks the network. Identity CIDs are always here.
@@ -97,6 +121,7 @@ impl Inner {
             return Ok(Some(block));
         }
         if let Some(bytes) = self.cache.get(cid.hash()) {
+            self.store.note_use(cid.hash());
             return Ok(Some(Block::from_store(*cid, bytes)));
         }
         let (store, key) = (self.store.clone(), *cid.hash());

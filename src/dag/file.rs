@@ -8,7 +8,7 @@ use futures::stream::{self, BoxStream, FuturesOrdered};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use tokio::task::JoinHandle;
 
-use super::{Blocks, DagError};
+use super::{Blocks, DagError, Keep};
 use crate::ipfs::Want;
 use crate::ipld::block::{BLOCK_BYTES_MAX, RAW};
 use crate::ipld::file_builder::{Balanced, Chunker, Leaf};
@@ -41,9 +41,13 @@ pub struct FileWriter {
     in_flight: FuturesOrdered<JoinHandle<Result<FileRoot, StoreError>>>,
     dag: Balanced,
     nodes: Vec<Block>,
+    /// The leaves that are in the DAG, in their order.
+    leaves: Vec<Cid>,
+    keep: Keep,
 }
 
 impl FileWriter {
+    /// What is written is kept for as long as the writer, or a clone of its [`FileWriter::keep`], lives.
     pub fn new(blocks: &Blocks) -> Self {
         Self {
             blocks: blocks.clone(),
@@ -52,7 +56,47 @@ impl FileWriter {
             in_flight: FuturesOrdered::new(),
             dag: Balanced::default(),
             nodes: Vec::new(),
+            leaves: Vec::new(),
+            keep: blocks.keep(),
         }
+    }
+
+    pub fn keep(&self) -> &Keep {
+        &self.keep
+    }
+
+    /// Takes in a leaf that is here already, behind whole leaves only.
+    pub fn adopt(&mut self, leaf: FileRoot) {
+        self.keep.add(leaf.cid);
+        self.push(leaf);
+    }
+
+    /// Puts all that was fed into the store: from then on [`FileWriter::leaves`] are all whole leaves, and the CID that is
+    /// returned is the block of what is behind them. Not durable before [`Blocks::flush`].
+    pub async fn checkpoint(&mut self) -> Result<Option<Cid>, DagError> {
+        self.settle().await?;
+        while !self.in_flight.is_empty() {
+            self.collect().await?;
+        }
+        let tail = self.chunker.open();
+        if tail.size_bytes() == 0 {
+            return Ok(None);
+        }
+        let stored = store_leaf(self.blocks.store().clone(), tail.clone(), self.keep.clone()).await;
+        Ok(Some(stored.map_err(|_| DagError::Cancelled("writing a leaf"))??.cid))
+    }
+
+    pub fn leaves(&self) -> &[Cid] {
+        &self.leaves
+    }
+
+    fn push(&mut self, leaf: FileRoot) {
+        self.leaves.push(leaf.cid);
+        let (nodes, keep) = (&mut self.nodes, &self.keep);
+        self.dag.push(leaf, |node| {
+            keep.add(*node.cid());
+            nodes.push(node);
+        });
     }
 
     /// Takes bytes in without waiting; [`FileWriter::settle`] must follow before the next.
@@ -63,7 +107,7 @@ impl FileWriter {
     /// Waits until few leaves are under way. May be dropped midway: what was fed stays fed.
     pub async fn settle(&mut self) -> Result<(), DagError> {
         while let Some(leaf) = self.waiting.pop_front() {
-            let job = store_leaf(self.blocks.store().clone(), leaf);
+            let job = store_leaf(self.blocks.store().clone(), leaf, self.keep.clone());
             self.in_flight.push_back(job);
             while self.in_flight.len() >= LEAVES_IN_FLIGHT_MAX {
                 self.collect().await?;
@@ -80,7 +124,7 @@ impl FileWriter {
     async fn collect(&mut self) -> Result<(), DagError> {
         if let Some(stored) = self.in_flight.next().await {
             let leaf = stored.map_err(|_| DagError::Cancelled("writing a leaf"))??;
-            self.dag.push(leaf, |node| self.nodes.push(node));
+            self.push(leaf);
         }
         Ok(())
     }
@@ -95,7 +139,7 @@ impl FileWriter {
     pub async fn finish(mut self) -> Result<FileRoot, DagError> {
         self.settle().await?;
         if let Some(last) = std::mem::take(&mut self.chunker).finish() {
-            self.in_flight.push_back(store_leaf(self.blocks.store().clone(), last));
+            self.in_flight.push_back(store_leaf(self.blocks.store().clone(), last, self.keep.clone()));
         }
         while !self.in_flight.is_empty() {
             self.collect().await?;
@@ -104,14 +148,16 @@ impl FileWriter {
         if root.size_bytes == 0 {
             self.nodes.push(Block::encode(RAW, Bytes::new()));
         }
+        self.nodes.iter().for_each(|node| self.keep.add(*node.cid()));
         self.blocks.put(self.nodes).await?;
         Ok(root)
     }
 }
 
-fn store_leaf(store: Blockstore, leaf: Leaf) -> JoinHandle<Result<FileRoot, StoreError>> {
+fn store_leaf(store: Blockstore, leaf: Leaf, keep: Keep) -> JoinHandle<Result<FileRoot, StoreError>> {
     tokio::task::spawn_blocking(move || {
         let (cid, size_bytes) = (leaf.cid(), leaf.size_bytes() as u64);
+        keep.add(cid);
         store.put(cid.hash(), leaf.parts())?;
         Ok(FileRoot { cid, size_bytes, tsize: size_bytes })
     })

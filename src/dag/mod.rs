@@ -2,6 +2,8 @@
 
 pub mod blocks;
 pub mod file;
+mod keep;
+mod mark;
 pub mod tree;
 mod tree_edit;
 mod tree_list;
@@ -9,6 +11,8 @@ mod tree_list;
 mod tree_tests;
 
 pub use blocks::Blocks;
+pub use keep::Keep;
+pub use mark::Marks;
 pub use tree::{Edit, Entry, Listing, Tree};
 
 use std::sync::Arc;

@@ -125,6 +125,7 @@ impl Tree {
             return Ok(None);
         }
         if let Some(node) = self.nodes.get(cid).await {
+            self.blocks.store().note_use(cid.hash());
             return Ok(Some(node));
         }
         let block = self.blocks.fetch(Want { cid: *cid, root: *root }).await?;
@@ -137,6 +138,7 @@ impl Tree {
             return Ok(None);
         }
         if let Some(node) = self.nodes.get(cid).await {
+            self.blocks.store().note_use(cid.hash());
             return Ok(Some(node));
         }
         match self.blocks.get(cid).await? {
@@ -152,6 +154,12 @@ impl Tree {
         let node = Arc::new(Node::new(directory, block));
         self.keep(node.clone()).await;
         Ok(Some(node))
+    }
+
+    /// Forgets what was found: blocks were taken away.
+    pub fn forget_all(&self) {
+        self.nodes.invalidate_all();
+        self.lookups.invalidate_all();
     }
 
     /// Remembers a node whose block is in the store.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::api;
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, MirrorError, chain};
+use crate::mirror::{Collected, Mirror, MirrorError, chain};
 
 /// What the control pages ask of the daemon, besides the mirror.
 pub trait Daemon: Send + Sync + 'static {
@@ -42,6 +42,7 @@ pub fn control_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>)
         .route("/v0/status", get(status))
         .route("/v0/resolve", get(resolve))
         .route("/v0/publish", post(publish))
+        .route("/v0/gc", post(collect_garbage))
         .with_state(Shared { mirror, metrics, daemon })
 }
 
@@ -82,6 +83,15 @@ async fn publish(State(shared): State<Shared>, Query(query): Query<PublishQuery>
         Ok(_) => Json(shared.daemon.status()).into_response(),
         Err(error @ MirrorError::ReadOnly) => failure(StatusCode::CONFLICT, chain(&error)),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+    }
+}
+
+async fn collect_garbage(State(shared): State<Shared>) -> Response {
+    match shared.mirror.collect_garbage().await {
+        Ok(Collected { links, blocks, bytes }) => {
+            Json(api::Collected { links, blocks, bytes }).into_response()
+        }
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, error),
     }
 }
 

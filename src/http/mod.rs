@@ -77,7 +77,7 @@ async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Resp
         Route::AppendUpload { repo, id } => push::append(&mirror, &repo, &id, request).await,
         Route::FinishUpload { repo, id, digest } => push::finish(&mirror, &repo, &id, &digest, request).await,
         Route::CancelUpload { repo, id } => {
-            mirror.cancel_upload(&repo, &id)?;
+            mirror.cancel_upload(&repo, &id).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
     }

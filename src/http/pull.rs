@@ -49,7 +49,9 @@ pub(super) async fn blob(
     head: bool,
     asked: &HeaderMap,
 ) -> Result<Response, Failure> {
-    let found = mirror.blob(repo, digest).await?;
+    // Who asks for the header only is about to push what names it.
+    let found =
+        if head { mirror.blob_to_be_named(repo, digest).await? } else { mirror.blob(repo, digest).await? };
     let (blob, origin) =
         found.ok_or_else(|| Failure::Unknown(Thing::Blob, format!("blob {digest} of {repo}")))?;
     if matches_etag(asked, digest) {

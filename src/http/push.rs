@@ -34,12 +34,12 @@ pub(super) async fn start(
         StartUpload::Empty { algorithm } => open(mirror, repo, algorithm).await,
         StartUpload::Whole(digest) => {
             let id = mirror.start_upload(repo, digest.algorithm()).await?;
-            let received = mirror.append(repo, &id, None, body(request)).await;
-            if let Err(error) = received {
-                mirror.cancel_upload(repo, &id)?;
+            let finished = mirror.append_and_finish(repo, &id, None, body(request), &digest).await;
+            if let Err(error) = finished {
+                // The client does not know the session. It may be gone already.
+                let _ = mirror.cancel_upload(repo, &id).await;
                 return Err(error.into());
             }
-            mirror.finish(repo, &id, &digest).await?;
             Ok(created(&format!("/v2/{repo}/blobs/{digest}"), &digest))
         }
     }
@@ -74,8 +74,7 @@ pub(super) async fn finish(
     request: Request,
 ) -> Result<Response, Failure> {
     let at = chunk_start(request.headers())?;
-    mirror.append(repo, id, at, body(request)).await?;
-    mirror.finish(repo, id, digest).await?;
+    mirror.append_and_finish(repo, id, at, body(request), digest).await?;
     Ok(created(&format!("/v2/{repo}/blobs/{digest}"), digest))
 }
 

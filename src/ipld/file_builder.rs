@@ -63,6 +63,11 @@ impl Chunker {
         }
     }
 
+    /// What was pushed behind the last whole leaf.
+    pub fn open(&self) -> &Leaf {
+        &self.open
+    }
+
     /// The last, shorter leaf, if there is one.
     pub fn finish(self) -> Option<Leaf> {
         (self.open.size_bytes > 0).then_some(self.open)

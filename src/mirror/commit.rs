@@ -2,18 +2,21 @@
 //! disk: blocks first, then the root that needs them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use cid::Cid;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::leases::Leases;
 use super::{MirrorError, chain};
-use crate::dag::{DagError, Edit, Entry, Tree};
+use crate::dag::{DagError, Edit, Entry, Keep, Tree};
 use crate::ipfs::Want;
 use crate::ipld::Block;
 use crate::ipld::block::RAW;
 use crate::ipld::ipns::IpnsName;
+use crate::oci::Digest;
 use crate::store::{State, off_thread};
 use crate::tasks::Tasks;
 
@@ -27,6 +30,10 @@ pub(super) struct Changes {
     blocks: Vec<Block>,
     /// Roots of blobs and manifests that are new, to be announced.
     roots: Vec<Cid>,
+    /// What the edits name is kept until they are made.
+    keeps: Vec<Keep>,
+    /// Paths to be taken away unless a client relies on the blob by then.
+    unless_leased: Vec<(Digest, String)>,
 }
 
 impl Changes {
@@ -47,6 +54,16 @@ impl Changes {
         entry
     }
 
+    /// Takes away what is at `path`, unless `digest` is leased when the commit is made.
+    pub(super) fn remove_unless_leased(&mut self, digest: Digest, path: String) {
+        self.unless_leased.push((digest, path));
+    }
+
+    /// Keeps what the edits name until they are made.
+    pub(super) fn hold(&mut self, keep: Keep) {
+        self.keeps.push(keep);
+    }
+
     /// Asks for the DAG below `root` to be announced once it is committed.
     pub(super) fn announce(&mut self, root: Cid) {
         self.roots.push(root);
@@ -56,6 +73,8 @@ impl Changes {
         self.edits.extend(other.edits);
         self.blocks.extend(other.blocks);
         self.roots.extend(other.roots);
+        self.keeps.extend(other.keeps);
+        self.unless_leased.extend(other.unless_leased);
     }
 }
 
@@ -82,8 +101,17 @@ type Upon = Option<Cid>;
 type Reply = oneshot::Sender<Result<Upon, MirrorError>>;
 
 enum Request {
-    Apply { changes: Changes, reply: Reply },
-    Adopt { expected: Cid, root: Cid, reply: Reply },
+    Apply {
+        changes: Changes,
+        reply: Reply,
+    },
+    Adopt {
+        expected: Cid,
+        root: Cid,
+        reply: Reply,
+    },
+    /// Does something while no commit is being made.
+    Between(Box<dyn FnOnce() + Send>),
 }
 
 /// The door to the writer. Cheap to clone.
@@ -95,10 +123,17 @@ pub(super) struct Commits {
 
 impl Commits {
     /// Starts the writer upon `root`, which is on disk.
-    pub(super) fn start(tasks: &Tasks, tree: Tree, state: State, name: IpnsName, root: Cid) -> Self {
+    pub(super) fn start(
+        tasks: &Tasks,
+        tree: Tree,
+        state: State,
+        leases: Arc<Leases>,
+        name: IpnsName,
+        root: Cid,
+    ) -> Self {
         let (requests, inbox) = mpsc::channel(COMMITS_QUEUED_MAX);
         let committed = watch::Sender::new(Committed { root, fresh: Vec::new() });
-        let writer = Writer { tree, state, name, committed: committed.clone() };
+        let writer = Writer { tree, state, leases, name, committed: committed.clone() };
         tasks.spawn("commit", |stop| writer.run(inbox, stop));
         Self { requests, committed }
     }
@@ -116,6 +151,17 @@ impl Commits {
         let request = Request::Adopt { expected, root, reply };
         self.requests.send(request).await.map_err(|_| MirrorError::Closed)?;
         answer.await.map_err(|_| MirrorError::Closed)?.map(drop)
+    }
+
+    /// Runs `action`, which must be quick, while no commit is being made.
+    pub(super) async fn between<T: Send + 'static>(
+        &self,
+        action: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, MirrorError> {
+        let (reply, answer) = oneshot::channel();
+        let action = move || drop(reply.send(action()));
+        self.requests.send(Request::Between(Box::new(action))).await.map_err(|_| MirrorError::Closed)?;
+        answer.await.map_err(|_| MirrorError::Closed)
     }
 
     pub(super) fn root(&self) -> Cid {
@@ -141,6 +187,7 @@ impl Commits {
 struct Writer {
     tree: Tree,
     state: State,
+    leases: Arc<Leases>,
     name: IpnsName,
     committed: watch::Sender<Committed>,
 }
@@ -178,6 +225,10 @@ impl Writer {
                     self.apply_all(std::mem::take(&mut all), std::mem::take(&mut replies)).await;
                     answer(vec![reply], self.adopt(expected, root).await.map(|()| None));
                 }
+                Request::Between(action) => {
+                    self.apply_all(std::mem::take(&mut all), std::mem::take(&mut replies)).await;
+                    action();
+                }
             }
         }
         self.apply_all(all, replies).await;
@@ -207,7 +258,12 @@ impl Writer {
         let before = self.committed.borrow().root;
         let blocks = self.tree.blocks();
         blocks.put(changes.blocks).await?;
-        let root = self.tree.edit(&before, &changes.edits).await?.cid;
+        let mut edits = changes.edits;
+        let now = Instant::now();
+        let free =
+            changes.unless_leased.into_iter().filter(|(digest, _)| self.leases.may_collect(digest, now));
+        edits.extend(free.map(|(_, path)| Edit { path, to: None }));
+        let root = self.tree.edit(&before, &edits).await?.cid;
         blocks.flush().await?;
         if root != before {
             self.set(root).await?;
@@ -217,6 +273,7 @@ impl Writer {
             committed.fresh.extend(changes.roots.into_iter().take(room));
             std::mem::replace(&mut committed.root, root) != root
         });
+        drop(changes.keeps);
         Ok(())
     }
 

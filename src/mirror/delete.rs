@@ -49,11 +49,12 @@ impl Inner {
     /// unless the manifest came back with it.
     async fn delete_revision(&self, own: &Own, repo: &RepoName, digest: &Digest) -> Result<(), MirrorError> {
         let revision = layout::revision_link(repo, digest);
+        let parsed = self.parsed(&own.commits.root(), repo, digest).await;
         loop {
             let root = own.commits.root();
             let mut changes = Changes::default();
             changes.remove(layout::directory_of(&revision));
-            if let Some(subject) = self.subject_of(&root, repo, digest).await {
+            if let Some(subject) = parsed.as_ref().and_then(|parsed| parsed.subject) {
                 changes.remove(layout::directory_of(&layout::referrer_link(repo, &subject, digest)));
             }
             for tag in self.tags_that_point_to(&root, repo, digest).await? {
@@ -62,15 +63,18 @@ impl Inner {
             let upon = own.commits.apply(changes).await?;
             let is_back = self.tree.lookup(&own.commits.root(), &revision).await?.is_some();
             if upon == Some(root) || is_back {
-                return Ok(());
+                break;
             }
         }
+        let named = parsed.iter().flat_map(|parsed| parsed.blobs.iter().chain(&parsed.manifests));
+        named.map(|named| named.digest).chain([*digest]).for_each(|digest| self.leases.release(&digest));
+        Ok(())
     }
 
-    /// What a manifest refers to. One that cannot be read any more must still be deletable.
-    async fn subject_of(&self, root: &Cid, repo: &RepoName, digest: &Digest) -> Option<Digest> {
+    /// What a manifest says. One that cannot be read any more must still be deletable.
+    async fn parsed(&self, root: &Cid, repo: &RepoName, digest: &Digest) -> Option<ParsedManifest> {
         let manifest = self.manifest_at(root, repo, digest).await.ok()?;
-        ParsedManifest::parse(None, &manifest.bytes).ok()?.subject
+        ParsedManifest::parse(None, &manifest.bytes).ok()
     }
 
     async fn tags_that_point_to(
@@ -111,6 +115,7 @@ impl Inner {
         let mut changes = Changes::default();
         changes.remove(layout::directory_of(&link));
         own.commits.apply(changes).await?;
+        self.leases.release(digest);
         Ok(true)
     }
 

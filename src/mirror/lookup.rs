@@ -139,7 +139,12 @@ impl Inner {
     }
 
     /// The whole of a file that must not be larger than `bytes_max`.
-    async fn small_file(&self, cid: &Cid, root: &Cid, bytes_max: u64) -> Result<Bytes, MirrorError> {
+    pub(super) async fn small_file(
+        &self,
+        cid: &Cid,
+        root: &Cid,
+        bytes_max: u64,
+    ) -> Result<Bytes, MirrorError> {
         let blocks = self.tree.blocks();
         let size = file::file_size(blocks, cid, root).await?;
         if size > bytes_max {

@@ -3,7 +3,9 @@
 mod announce;
 mod commit;
 mod delete;
+mod gc;
 mod layout;
+mod leases;
 mod listing;
 mod lookup;
 mod publish;
@@ -17,7 +19,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -31,17 +33,20 @@ use crate::dag::{Blocks, DagError, Tree};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::oci::{Algorithm, Digest, Reference, RepoName};
-use crate::store::{IndexEntry, Store, StoreError};
+use crate::store::{IndexEntry, State, Store, StoreError};
 use crate::tasks::Tasks;
 
 use commit::Commits;
+pub use gc::Collected;
+use gc::Collector;
+use leases::Leases;
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
 use roots::Follow;
 pub use roots::FollowedStatus;
-use upload::Uploads;
+use upload::{Then, Uploads};
 use verify::Proven;
 
 /// Links whose target is kept in memory: the root CID of a link file → digest.
@@ -200,6 +205,9 @@ pub struct Mirror(Arc<Inner>);
 
 struct Inner {
     tree: Tree,
+    state: State,
+    leases: Arc<Leases>,
+    collector: Collector,
     own: Option<Own>,
     follows: Vec<Follow>,
     uploads: Uploads,
@@ -228,10 +236,12 @@ impl Mirror {
     ) -> Result<Self, MirrorError> {
         let blocks = Blocks::new(store.blocks().clone(), ipfs.clone());
         let (tree, state) = (Tree::new(blocks.clone()), store.state());
+        let leases = Arc::new(Leases::new(Instant::now()));
         let own = match config.signer {
             Some(signer) => {
                 let (root, record) = publish::first_root(&ipfs, &tree, state, &signer).await?;
-                let commits = Commits::start(tasks, tree.clone(), state.clone(), signer.name(), root);
+                let commits =
+                    Commits::start(tasks, tree.clone(), state.clone(), leases.clone(), signer.name(), root);
                 let told = updates.subscribe();
                 let (announced, network) = (tree.clone(), ipfs.clone());
                 tasks.spawn("announce", |stop| announce::announce_tree(announced, network, root, stop));
@@ -253,16 +263,22 @@ impl Mirror {
             let (ipfs, tree) = (ipfs.clone(), tree.clone());
             follows.push(Follow::start(tasks, ipfs, tree, state.clone(), name, updates.subscribe()).await?);
         }
-        let uploads = Uploads::new(blocks, config.uploads_max, config.upload_idle_timeout);
+        let uploads =
+            Uploads::open(blocks, store.uploads().clone(), config.uploads_max, config.upload_idle_timeout)
+                .await?;
         let idle = uploads.clone();
         tasks.spawn("uploads", |stop| async move {
             let mut check = tokio::time::interval(IDLE_CHECK_INTERVAL);
             while stop.run_until_cancelled(check.tick()).await.is_some() {
-                idle.drop_idle();
+                idle.drop_idle().await;
             }
         });
-        Ok(Self(Arc::new(Inner {
+        let (collector, requests) = Collector::channel();
+        let inner = Arc::new(Inner {
             tree,
+            state: state.clone(),
+            leases,
+            collector,
             own,
             follows,
             uploads,
@@ -277,7 +293,10 @@ impl Mirror {
             downloads: Arc::default(),
             delete_enabled: config.delete_enabled,
             validation: config.validation,
-        })))
+        });
+        let (mirror, index) = (inner.clone(), store.index().clone());
+        tasks.spawn("gc", |stop| gc::run(mirror, index, requests, stop));
+        Ok(Self(inner))
     }
 
     /// Whether pushes are taken.
@@ -303,13 +322,25 @@ impl Mirror {
         self.0.blob(repo, digest).await
     }
 
+    /// Like [`Mirror::blob`] for a client that will rely on the answer: what is found stays for an hour, or until a
+    /// manifest that names it is deleted.
+    pub async fn blob_to_be_named(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<(Blob, Origin)>, MirrorError> {
+        self.0.leases.touch(digest, Instant::now());
+        self.0.blob(repo, digest).await
+    }
+
     /// The bytes of `range`, which lies within the blob, in chunks of up to 1 MiB. An error means: break the response off.
     pub fn read(&self, blob: &Blob, range: Range<u64>) -> BoxStream<'static, Result<Bytes, MirrorError>> {
-        let counted = Counted::new(&self.0.downloads);
+        let held = (Counted::new(&self.0.downloads), self.0.tree.blocks().keep());
+        held.1.add(blob.entry.cid);
         self.0
             .read(blob, range)
             .inspect(move |_| {
-                let _ = &counted;
+                let _ = &held;
             })
             .boxed()
     }
@@ -356,7 +387,7 @@ impl Mirror {
     /// Opens an upload that will be closed with a digest of `algorithm`; the id is a UUID.
     pub async fn start_upload(&self, repo: &RepoName, algorithm: Algorithm) -> Result<String, MirrorError> {
         self.0.own().await?;
-        self.0.uploads.start(repo, algorithm)
+        self.0.uploads.start(repo, algorithm).await
     }
 
     /// How many bytes an upload has received, up to the request that may be writing to it now.
@@ -376,17 +407,29 @@ impl Mirror {
     where
         S: Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
     {
-        self.0.uploads.append(repo, id, at, body).await
+        self.0.uploads.append(repo, id, at, body, Then::More).await
     }
 
-    /// Closes an upload: durable and in the tree when this returns. After a mismatch the upload is gone.
-    pub async fn finish(&self, repo: &RepoName, id: &str, digest: &Digest) -> Result<(), MirrorError> {
+    /// Appends the last body, as [`Mirror::append`] does, and closes the upload: durable and in the tree when this
+    /// returns. After a mismatch the upload is gone.
+    pub async fn append_and_finish<S>(
+        &self,
+        repo: &RepoName,
+        id: &str,
+        at: Option<u64>,
+        body: S,
+        digest: &Digest,
+    ) -> Result<(), MirrorError>
+    where
+        S: Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
+    {
+        self.0.uploads.append(repo, id, at, body, Then::Finish).await?;
         self.0.finish(repo, id, digest).await
     }
 
     /// Ends an upload without a blob.
-    pub fn cancel_upload(&self, repo: &RepoName, id: &str) -> Result<(), MirrorError> {
-        self.0.uploads.cancel(repo, id)
+    pub async fn cancel_upload(&self, repo: &RepoName, id: &str) -> Result<(), MirrorError> {
+        self.0.uploads.cancel(repo, id).await
     }
 
     /// Makes a blob of `from` (any repository if `None`) one of `repo`. `false`: it is not there, so upload it.
@@ -407,6 +450,11 @@ impl Mirror {
     /// Publishes the own root at once; with `overwrite` also over a newer record that somebody else signed.
     pub async fn publish_now(&self, overwrite: bool) -> Result<OwnStatus, MirrorError> {
         self.0.own.as_ref().ok_or(MirrorError::ReadOnly)?.publisher.publish_now(overwrite).await
+    }
+
+    /// Frees what nothing needs. Goes on if the future is dropped. The error is a chain of causes.
+    pub async fn collect_garbage(&self) -> Result<Collected, String> {
+        self.0.collector.collect().await
     }
 
     pub fn status(&self) -> MirrorStatus {

@@ -171,20 +171,27 @@ pub(super) async fn first_root(
     }
     if !signer.fresh {
         tracing::info!(ipns = %name, "no tree on disk for this key: asking the network for one");
-        if let Ok(Some(found)) =
-            tokio::time::timeout(FIRST_ROOT_TIMEOUT, ask_for_root(ipfs, tree, &name)).await
-        {
-            let (state, (root, record)) = (state.clone(), found.clone());
-            off_thread(move || {
-                state.set_own_record(&name, &record)?;
-                state.set_own_root(&name, &root)
-            })
-            .await?;
-            tracing::info!(ipns = %name, root = %found.0, "took over the published tree of this key");
-            return Ok((found.0, Some(found.1)));
+        match tokio::time::timeout(FIRST_ROOT_TIMEOUT, ask_for_root(ipfs, tree, &name)).await {
+            Ok(Some((root, record))) => {
+                let (state, row) = (state.clone(), record.clone());
+                off_thread(move || {
+                    state.set_own_record(&name, &row)?;
+                    state.set_own_root(&name, &root)
+                })
+                .await?;
+                tracing::info!(ipns = %name, %root, "took over the published tree of this key");
+                return Ok((root, Some(record)));
+            }
+            Ok(None) => (),
+            // Not on disk: the next start asks again.
+            Err(_elapsed) => return Ok((tree.empty().await?.cid, record)),
         }
     }
-    Ok((tree.empty().await?.cid, record))
+    let empty = tree.empty().await?.cid;
+    tree.blocks().flush().await?;
+    let state = state.clone();
+    off_thread(move || state.set_own_root(&name, &empty)).await?;
+    Ok((empty, record))
 }
 
 /// Asks until there is an answer: `None` is the network's "no such record".
@@ -307,6 +314,8 @@ impl Task {
                 let no_peers = matches!(error, PublishError::Ipfs(IpfsError::NoPeers(_)));
                 let text = chain(&error);
                 tracing::debug!(error = %text, "not published yet");
+                // Pushes wait for an answer, not for a network.
+                self.asked.send_replace(true);
                 self.status.send_modify(|status| status.error = Some(text));
                 let pause = self.pause;
                 self.pause = (pause * 2).min(if no_peers { NO_PEERS_PAUSE_MAX } else { RETRY_PAUSE.1 });
@@ -316,14 +325,18 @@ impl Task {
     }
 
     async fn advance(&mut self) -> Result<(), PublishError> {
-        if self.put_pending && self.record.is_some() {
-            self.put().await?;
-        }
         if !self.settled {
+            // What was signed in the run before goes first: whoever answers is to know it.
+            if self.put_pending {
+                self.put().await?;
+            }
             self.settle().await?;
         }
+        // Signed also while nobody takes it: the root before is free to go then.
         if self.due.is_some() {
             self.sign().await?;
+        }
+        if self.put_pending {
             self.put().await?;
         }
         self.put_pending = false;
@@ -336,10 +349,7 @@ impl Task {
         match answer {
             Ok(record) => self.compare(&record).await,
             Err(IpfsError::NoRecord(_)) => (),
-            Err(error) => {
-                self.asked.send_replace(true);
-                return Err(error.into());
-            }
+            Err(error) => return Err(error.into()),
         }
         self.settled = true;
         self.asked.send_replace(true);
@@ -366,7 +376,7 @@ impl Task {
         });
         let (Some(root), true) = (theirs.root(), newer) else { return };
         let current = self.commits.root();
-        let unchanged = ours.is_some_and(|ours| ours.root == current);
+        let unchanged = ours.map_or(self.empty, |ours| ours.root) == current;
         // Until the first answer the tree on disk may simply be old: a restored backup, a key that moved here.
         let adoptable = unchanged && !self.settled;
         if root != current && !(adoptable && self.commits.adopt(current, root).await.is_ok()) {

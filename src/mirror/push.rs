@@ -1,15 +1,18 @@
 //! What a push changes in the own tree: a blob, a mount, a manifest, each one commit.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use bytes::Bytes;
 use cid::Cid;
 use futures::TryStreamExt;
 
 use super::commit::Changes;
+use super::upload::Received;
 use super::verify::StreamHasher;
-use super::{Blob, Inner, MirrorError, layout};
+use super::{Blob, Inner, MirrorError, Own, layout};
 use crate::dag::file::Expected;
+use crate::dag::file::FileRoot;
 use crate::dag::{Entry, file};
 use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
@@ -37,11 +40,22 @@ impl Inner {
     pub(super) async fn finish(&self, repo: &RepoName, id: &str, digest: &Digest) -> Result<(), MirrorError> {
         let own = self.own().await?;
         let received = self.uploads.finish(repo, id).await?;
-        let entry = IndexEntry {
-            cid: received.file.cid,
-            size_bytes: received.file.size_bytes,
-            tsize: received.file.tsize,
-        };
+        let committed = self.commit_upload(own, repo, digest, received).await;
+        if let Ok(id) = id.parse() {
+            self.uploads.forget_journal(id).await?;
+        }
+        committed
+    }
+
+    async fn commit_upload(
+        &self,
+        own: &Own,
+        repo: &RepoName,
+        digest: &Digest,
+        received: Received,
+    ) -> Result<(), MirrorError> {
+        let FileRoot { cid, size_bytes, tsize } = received.file;
+        let entry = IndexEntry { cid, size_bytes, tsize };
         let actual = if received.digest.algorithm() == digest.algorithm() {
             received.digest
         } else {
@@ -50,7 +64,9 @@ impl Inner {
         if actual != *digest {
             return Err(MirrorError::DigestMismatch { expected: *digest, actual });
         }
+        self.leases.touch(digest, Instant::now());
         let mut changes = Changes::default();
+        changes.hold(received.keep);
         self.add_blob(&mut changes, repo, digest, &entry);
         // Before the commit, whose flush makes it durable too.
         self.proven.put(*digest, entry).await?;
@@ -82,32 +98,45 @@ impl Inner {
         digest: &Digest,
     ) -> Result<bool, MirrorError> {
         let own = self.own().await?;
+        self.leases.touch(digest, Instant::now());
+        let mut changes = Changes::default();
         let entry = match from {
             Some(from) => match self.blob(from, digest).await? {
-                Some((blob, _)) => self.keep(&blob).await?,
+                Some((blob, _)) => self.keep(&mut changes, &blob).await?,
                 None => return Ok(false),
             },
             // Without a source only what this daemon itself was given is found: by the data, whoever's it is.
-            None => match self.own_blob(&own.commits.root(), digest).await? {
+            None => match self.own_blob(&mut changes, &own.commits.root(), digest).await? {
                 Some(entry) => entry,
                 None => return Ok(false),
             },
         };
-        let mut changes = Changes::default();
         self.add_blob(&mut changes, repo, digest, &entry);
         own.commits.apply(changes).await?;
         Ok(true)
     }
 
-    /// Sees to it that the whole of a blob is here and has its digest: what is acknowledged must not depend on others.
-    async fn keep(&self, blob: &Blob) -> Result<IndexEntry, MirrorError> {
+    /// Sees to it that the whole of a blob is here, has its digest, and stays until `changes` are made: what is
+    /// acknowledged must not depend on others.
+    async fn keep(&self, changes: &mut Changes, blob: &Blob) -> Result<IndexEntry, MirrorError> {
+        let keep = self.tree.blocks().keep();
+        keep.add(blob.entry.cid);
+        changes.hold(keep);
         let mut bytes = self.read(blob, 0..blob.size_bytes);
         while bytes.try_next().await?.is_some() {}
         Ok(blob.entry)
     }
 
-    async fn own_blob(&self, root: &Cid, digest: &Digest) -> Result<Option<IndexEntry>, MirrorError> {
+    async fn own_blob(
+        &self,
+        changes: &mut Changes,
+        root: &Cid,
+        digest: &Digest,
+    ) -> Result<Option<IndexEntry>, MirrorError> {
         let Some(data) = self.tree.lookup(root, &layout::blob_data(digest)).await? else { return Ok(None) };
+        let keep = self.tree.blocks().keep();
+        keep.add(data.cid);
+        changes.hold(keep);
         let size_bytes = file::file_size(self.tree.blocks(), &data.cid, root).await?;
         Ok(Some(IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize }))
     }
@@ -131,6 +160,9 @@ impl Inner {
             .map_err(|error| MirrorError::ManifestInvalid(error.to_string()))?;
 
         let mut changes = Changes::default();
+        let named: Vec<Digest> =
+            parsed.blobs.iter().chain(&parsed.manifests).map(|named| named.digest).chain([digest]).collect();
+        named.iter().for_each(|digest| self.leases.touch(digest, Instant::now()));
         self.require_content(&mut changes, &own.commits.root(), repo, &parsed).await?;
         let entry = self.write_file(&mut changes, layout::blob_data(&digest), bytes).await?;
         changes.announce(entry.cid);
@@ -144,6 +176,7 @@ impl Inner {
             changes.write(layout::referrer_link(repo, subject, &digest), link);
         }
         own.commits.apply(changes).await?;
+        named.iter().for_each(|digest| self.leases.name(digest, Instant::now()));
         Ok(Stored { digest, subject: parsed.subject })
     }
 
@@ -155,6 +188,7 @@ impl Inner {
         bytes: Bytes,
     ) -> Result<Entry, MirrorError> {
         let mut writer = file::FileWriter::new(self.tree.blocks());
+        changes.hold(writer.keep().clone());
         writer.write(bytes).await?;
         let root = writer.finish().await?;
         let entry = Entry { cid: root.cid, tsize: root.tsize };
@@ -184,7 +218,7 @@ impl Inner {
             }
             match self.blob(repo, &digest).await? {
                 Some((blob, _)) => {
-                    let entry = self.keep(&blob).await?;
+                    let entry = self.keep(changes, &blob).await?;
                     self.add_blob(changes, repo, &digest, &entry);
                     if is_manifest {
                         changes.write(layout::revision_link(repo, &digest), layout::link_content(&digest));

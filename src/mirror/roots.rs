@@ -110,6 +110,12 @@ impl Follow {
         Ok(serving.root.into_iter().chain(serving.previous).collect())
     }
 
+    /// The roots that are served now, if any.
+    pub(super) fn roots_at_hand(&self) -> Vec<Cid> {
+        let serving = self.serving.borrow();
+        serving.root.into_iter().chain(serving.previous).collect()
+    }
+
     pub(super) fn status(&self) -> FollowedStatus {
         self.status.borrow().clone()
     }
@@ -195,6 +201,8 @@ impl Follower {
             return;
         };
         let old = self.serving.borrow().root;
+        let keep = self.tree.blocks().keep();
+        keep.add(root);
         if old == Some(root) {
             self.status.send_modify(|status| status.error = None);
             return;

@@ -1,5 +1,6 @@
-//! Upload sessions: bytes in, a verified blob out. What arrives goes into the blockstore at once, without a root; a
-//! session that ends without its digest leaves blocks that nothing names.
+//! Upload sessions: bytes in, a verified blob out. What arrives goes into the blockstore at once, without a root, and is
+//! noted in a journal, so that an upload goes on after a restart; a session that ends without its digest leaves blocks
+//! that nothing names.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,15 +12,22 @@ use uuid::Uuid;
 
 use super::verify::StreamHasher;
 use super::{BodyError, MirrorError};
-use crate::dag::Blocks;
 use crate::dag::file::{FileRoot, FileWriter};
+use crate::dag::{Blocks, DagError, Keep};
 use crate::oci::{Algorithm, Digest, RepoName};
+use crate::store::{UploadJournal, UploadJournals, UploadStep, off_thread};
+
+/// Bytes after which a session is noted down, also while a request goes on.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// A session that was idle for this long makes room when too many are open.
+const MAKES_ROOM_AFTER: Duration = Duration::from_secs(300);
 
 /// The open sessions. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Uploads {
     sessions: Arc<Mutex<HashMap<Uuid, Arc<Session>>>>,
     blocks: Blocks,
+    journals: UploadJournals,
     uploads_max: usize,
     idle_timeout: Duration,
 }
@@ -31,9 +39,19 @@ struct Session {
 
 struct Slot {
     /// Absent while a request writes.
-    writing: Option<Writing>,
+    content: Option<Content>,
     received_bytes: u64,
     touched_at: Instant,
+}
+
+/// What a session has received.
+enum Content {
+    Open(Box<Writing>),
+    /// In a run before this one. Its blocks are kept.
+    Noted {
+        journal: Box<UploadJournal>,
+        _keep: Keep,
+    },
 }
 
 /// Where the bytes of one session go.
@@ -41,6 +59,16 @@ struct Writing {
     file: FileWriter,
     hasher: StreamHasher,
     received_bytes: u64,
+    /// How much of it is in the journal.
+    noted_bytes: u64,
+    noted_leaves: usize,
+}
+
+/// Whether a request is the last that brings bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    More,
+    Finish,
 }
 
 /// A finished upload: in the store, not yet in the tree.
@@ -48,31 +76,50 @@ pub(super) struct Received {
     pub(super) file: FileRoot,
     /// Under the algorithm that the upload was opened with.
     pub(super) digest: Digest,
+    /// To be held until a root names the file.
+    pub(super) keep: Keep,
 }
 
 impl Uploads {
-    pub(super) fn new(blocks: Blocks, uploads_max: usize, idle_timeout: Duration) -> Self {
-        Self { sessions: Arc::default(), blocks, uploads_max, idle_timeout }
+    /// Takes up the sessions of the run before.
+    pub(super) async fn open(
+        blocks: Blocks,
+        journals: UploadJournals,
+        uploads_max: usize,
+        idle_timeout: Duration,
+    ) -> Result<Self, MirrorError> {
+        let reader = journals.clone();
+        let found = off_thread(move || reader.list()).await?;
+        let sessions =
+            found.into_iter().map(|journal| (journal.id, Arc::new(Session::noted(journal, &blocks))));
+        let sessions = Arc::new(Mutex::new(sessions.collect()));
+        Ok(Self { sessions, blocks, journals, uploads_max, idle_timeout })
     }
 
-    pub(super) fn start(&self, repo: &RepoName, algorithm: Algorithm) -> Result<String, MirrorError> {
-        let mut sessions = lock(&self.sessions);
-        if sessions.len() >= self.uploads_max {
-            return Err(MirrorError::TooManyUploads(self.uploads_max));
-        }
+    pub(super) async fn start(&self, repo: &RepoName, algorithm: Algorithm) -> Result<String, MirrorError> {
         let id = Uuid::new_v4();
-        let writing = Writing {
-            file: FileWriter::new(&self.blocks),
-            hasher: StreamHasher::new(algorithm),
-            received_bytes: 0,
+        let content = Content::Open(Box::new(Writing::new(&self.blocks, algorithm)));
+        let slot = Slot { content: Some(content), received_bytes: 0, touched_at: Instant::now() };
+        let session = Arc::new(Session { repo: repo.clone(), slot: Mutex::new(slot) });
+        let evicted = {
+            let mut sessions = lock(&self.sessions);
+            let full = sessions.len() >= self.uploads_max;
+            let evicted = if full { Some(longest_idle(&sessions, self.uploads_max)?) } else { None };
+            evicted.inspect(|evicted| _ = sessions.remove(evicted));
+            sessions.insert(id, session);
+            evicted
         };
-        let slot = Slot { writing: Some(writing), received_bytes: 0, touched_at: Instant::now() };
-        sessions.insert(id, Arc::new(Session { repo: repo.clone(), slot: Mutex::new(slot) }));
+        if let Some(evicted) = evicted {
+            tracing::warn!(upload = %evicted, "idle upload dropped: too many are open");
+            self.forget_journal(evicted).await?;
+        }
+        let (journals, repo) = (self.journals.clone(), repo.clone());
+        off_thread(move || journals.create(&id, &repo, algorithm)).await.inspect_err(|_| self.forget(&id))?;
         Ok(id.to_string())
     }
 
     pub(super) fn received_bytes(&self, repo: &RepoName, id: &str) -> Result<u64, MirrorError> {
-        Ok(lock(&self.find(repo, id)?.slot).received_bytes)
+        Ok(lock(&self.find(repo, id)?.1.slot).received_bytes)
     }
 
     /// See [`super::Mirror::append`].
@@ -82,70 +129,169 @@ impl Uploads {
         id: &str,
         at: Option<u64>,
         mut body: S,
+        then: Then,
     ) -> Result<u64, MirrorError>
     where
         S: Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
     {
-        let mut lease = Lease::take(self.find(repo, id)?, id)?;
-        let received = lease.writing()?.received_bytes;
-        if let Some(at) = at.filter(|at| *at != received) {
-            return Err(MirrorError::UploadRange { id: id.to_owned(), at, received });
+        let (uuid, session) = self.find(repo, id)?;
+        let mut lease = Lease::take(session, id)?;
+        let writing = self.writing(&mut lease, uuid).await?;
+        if let Some(at) = at.filter(|at| *at != writing.received_bytes) {
+            return Err(MirrorError::UploadRange { id: id.to_owned(), at, received: writing.received_bytes });
         }
-        while let Some(bytes) = body.next().await {
-            lease.writing()?.write(bytes.map_err(MirrorError::Body)?).await?;
+        let outcome = loop {
+            match body.next().await {
+                Some(Ok(bytes)) => writing.write(bytes).await?,
+                Some(Err(error)) => break Err(MirrorError::Body(error)),
+                None => break Ok(()),
+            }
+            if writing.received_bytes - writing.noted_bytes >= CHECKPOINT_BYTES {
+                writing.note(&self.journals, uuid).await?;
+            }
+        };
+        if then == Then::More || outcome.is_err() {
+            writing.note(&self.journals, uuid).await?;
         }
-        Ok(lease.writing()?.received_bytes)
+        outcome.map(|()| writing.received_bytes)
     }
 
     /// Ends a session and gives what it received. The blocks are written, not yet flushed.
     pub(super) async fn finish(&self, repo: &RepoName, id: &str) -> Result<Received, MirrorError> {
-        let mut lease = Lease::take(self.find(repo, id)?, id)?;
-        let writing = lease.writing.take().ok_or_else(|| MirrorError::UploadUnknown(id.to_owned()))?;
-        self.forget(id);
-        let (file, digest) = tokio::try_join!(
-            async { writing.file.finish().await.map_err(MirrorError::from) },
-            writing.hasher.finish()
-        )?;
-        Ok(Received { file, digest })
+        let (uuid, session) = self.find(repo, id)?;
+        let mut lease = Lease::take(session, id)?;
+        self.writing(&mut lease, uuid).await?;
+        let Some(Content::Open(writing)) = lease.content.take() else { return Err(MirrorError::Closed) };
+        self.forget(&uuid);
+        let Writing { file, hasher, .. } = *writing;
+        let keep = file.keep().clone();
+        let (file, digest) =
+            tokio::try_join!(async { file.finish().await.map_err(MirrorError::from) }, hasher.finish())?;
+        Ok(Received { file, digest, keep })
+    }
+
+    /// What a session writes to. One of the run before is read back: its bytes are hashed again.
+    async fn writing<'a>(&self, lease: &'a mut Lease, id: Uuid) -> Result<&'a mut Writing, MirrorError> {
+        if let Some(Content::Noted { journal, .. }) = &lease.content {
+            match Writing::restore(&self.blocks, journal).await {
+                Ok(writing) => lease.content = Some(Content::Open(Box::new(writing))),
+                Err(error) => {
+                    tracing::warn!(upload = %id, error = %super::chain(&error), "upload cannot go on after the restart");
+                    self.forget(&id);
+                    self.forget_journal(id).await?;
+                    return Err(MirrorError::UploadUnknown(id.to_string()));
+                }
+            }
+        }
+        match &mut lease.content {
+            Some(Content::Open(writing)) => Ok(writing),
+            Some(Content::Noted { .. }) | None => Err(MirrorError::Closed),
+        }
     }
 
     /// Drops a session, also one that is being written to: its writer finds it gone.
-    pub(super) fn cancel(&self, repo: &RepoName, id: &str) -> Result<(), MirrorError> {
-        self.find(repo, id)?;
-        self.forget(id);
-        Ok(())
+    pub(super) async fn cancel(&self, repo: &RepoName, id: &str) -> Result<(), MirrorError> {
+        let (id, _) = self.find(repo, id)?;
+        self.forget(&id);
+        self.forget_journal(id).await
     }
 
     /// Drops the sessions that nobody has touched for the idle time-out.
-    pub(super) fn drop_idle(&self) {
-        let idle_timeout = self.idle_timeout;
+    pub(super) async fn drop_idle(&self) {
+        let mut dropped = Vec::new();
         lock(&self.sessions).retain(|id, session| {
             let slot = lock(&session.slot);
-            let idle = slot.writing.is_some() && slot.touched_at.elapsed() >= idle_timeout;
+            let idle = slot.content.is_some() && slot.touched_at.elapsed() >= self.idle_timeout;
             if idle {
                 tracing::info!(upload = %id, repo.name = %session.repo, "idle upload dropped");
+                dropped.push(*id);
             }
             !idle
         });
+        for id in dropped {
+            if let Err(error) = self.forget_journal(id).await {
+                tracing::warn!(upload = %id, error = %super::chain(&error), "journal of an upload not removed");
+            }
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         lock(&self.sessions).len()
     }
 
-    fn find(&self, repo: &RepoName, id: &str) -> Result<Arc<Session>, MirrorError> {
-        let known = id.parse::<Uuid>().ok().and_then(|uuid| lock(&self.sessions).get(&uuid).cloned());
-        known.filter(|session| session.repo == *repo).ok_or_else(|| MirrorError::UploadUnknown(id.to_owned()))
+    fn find(&self, repo: &RepoName, id: &str) -> Result<(Uuid, Arc<Session>), MirrorError> {
+        let known = id.parse::<Uuid>().ok().and_then(|id| Some((id, lock(&self.sessions).get(&id)?.clone())));
+        let known = known.filter(|(_, session)| session.repo == *repo);
+        known.ok_or_else(|| MirrorError::UploadUnknown(id.to_owned()))
     }
 
-    fn forget(&self, id: &str) {
-        if let Ok(uuid) = id.parse::<Uuid>() {
-            lock(&self.sessions).remove(&uuid);
-        }
+    fn forget(&self, id: &Uuid) {
+        lock(&self.sessions).remove(id);
+    }
+
+    /// Forgets what was noted of a session that has ended.
+    pub(super) async fn forget_journal(&self, id: Uuid) -> Result<(), MirrorError> {
+        let journals = self.journals.clone();
+        Ok(off_thread(move || journals.remove(&id)).await?)
+    }
+}
+
+/// The session that has been idle for longest, if that is long enough for it to make room.
+fn longest_idle(sessions: &HashMap<Uuid, Arc<Session>>, uploads_max: usize) -> Result<Uuid, MirrorError> {
+    let idle = sessions.iter().filter_map(|(id, session)| {
+        let slot = lock(&session.slot);
+        slot.content.is_some().then(|| (slot.touched_at.elapsed(), *id))
+    });
+    let longest = idle.max().filter(|(idle, _)| *idle >= MAKES_ROOM_AFTER);
+    longest.map(|(_, id)| id).ok_or(MirrorError::TooManyUploads(uploads_max))
+}
+
+impl Session {
+    fn noted(journal: UploadJournal, blocks: &Blocks) -> Self {
+        let keep = blocks.keep();
+        journal.leaves.iter().chain(&journal.tail).for_each(|cid| keep.add(*cid));
+        let idle = journal.touched_at.elapsed().unwrap_or_default();
+        let slot = Slot {
+            received_bytes: journal.received_bytes,
+            touched_at: Instant::now().checked_sub(idle).unwrap_or_else(Instant::now),
+            content: Some(Content::Noted { journal: Box::new(journal.clone()), _keep: keep }),
+        };
+        Self { repo: journal.repo, slot: Mutex::new(slot) }
     }
 }
 
 impl Writing {
+    fn new(blocks: &Blocks, algorithm: Algorithm) -> Self {
+        let (file, hasher) = (FileWriter::new(blocks), StreamHasher::new(algorithm));
+        Self { file, hasher, received_bytes: 0, noted_bytes: 0, noted_leaves: 0 }
+    }
+
+    async fn restore(blocks: &Blocks, journal: &UploadJournal) -> Result<Self, MirrorError> {
+        let mut writing = Self::new(blocks, journal.algorithm);
+        let get = async |cid| {
+            let block = blocks.get(cid).await?;
+            Ok::<_, DagError>(block.ok_or(DagError::Cancelled("a block of the upload is gone"))?.into_bytes())
+        };
+        for cid in &journal.leaves {
+            let bytes = get(cid).await?;
+            let size_bytes = bytes.len() as u64;
+            writing.hasher.feed(bytes);
+            writing.hasher.settle().await?;
+            writing.file.adopt(FileRoot { cid: *cid, size_bytes, tsize: size_bytes });
+            writing.file.settle().await?;
+            writing.received_bytes += size_bytes;
+        }
+        writing.noted_leaves = journal.leaves.len();
+        if let Some(tail) = &journal.tail {
+            writing.write(get(tail).await?).await?;
+        }
+        writing.noted_bytes = writing.received_bytes;
+        if writing.received_bytes != journal.received_bytes {
+            return Err(DagError::Cancelled("the journal of the upload does not add up").into());
+        }
+        Ok(writing)
+    }
+
     /// The bytes count as received from here on, also if the future is dropped while they wait for the store.
     async fn write(&mut self, bytes: Bytes) -> Result<(), MirrorError> {
         self.received_bytes += bytes.len() as u64;
@@ -154,33 +300,45 @@ impl Writing {
         self.hasher.settle().await?;
         Ok(self.file.settle().await?)
     }
+
+    /// Notes down what has been received. May be dropped midway: the next note makes up for it.
+    async fn note(&mut self, journals: &UploadJournals, id: Uuid) -> Result<(), MirrorError> {
+        let received_bytes = self.received_bytes;
+        let tail = self.file.checkpoint().await?;
+        let leaves = self.file.leaves();
+        let count = leaves.len();
+        let leaves = leaves[self.noted_leaves..].to_vec();
+        let step = UploadStep { leaves_before: self.noted_leaves, leaves, tail, received_bytes };
+        let journals = journals.clone();
+        off_thread(move || journals.append(&id, &step)).await?;
+        (self.noted_bytes, self.noted_leaves) = (received_bytes, count);
+        Ok(())
+    }
 }
 
 /// The right to write to a session: one request at a time has it, and gives it back when it is dropped.
 struct Lease {
     session: Arc<Session>,
-    writing: Option<Writing>,
+    content: Option<Content>,
 }
 
 impl Lease {
     fn take(session: Arc<Session>, id: &str) -> Result<Self, MirrorError> {
-        let writing = lock(&session.slot).writing.take();
-        let writing = writing.ok_or_else(|| MirrorError::UploadBusy(id.to_owned()))?;
-        Ok(Self { session, writing: Some(writing) })
-    }
-
-    fn writing(&mut self) -> Result<&mut Writing, MirrorError> {
-        self.writing.as_mut().ok_or(MirrorError::Closed)
+        let content = lock(&session.slot).content.take();
+        let content = content.ok_or_else(|| MirrorError::UploadBusy(id.to_owned()))?;
+        Ok(Self { session, content: Some(content) })
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(writing) = self.writing.take() {
+        if let Some(content) = self.content.take() {
             let mut slot = lock(&self.session.slot);
-            slot.received_bytes = writing.received_bytes;
+            if let Content::Open(writing) = &content {
+                slot.received_bytes = writing.received_bytes;
+            }
             slot.touched_at = Instant::now();
-            slot.writing = Some(writing);
+            slot.content = Some(content);
         }
     }
 }

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use bytes::Bytes;
 
 use super::database::{Rows, decode_location};
-use super::packs::Packs;
+use super::packs::{Location, Packs};
 use super::record::HEADER_BYTES;
+use super::sweep::{Sweep, Usage};
 use super::{StoreError, compaction};
 use crate::ipld::Multihash;
 
@@ -24,11 +25,12 @@ pub struct StoreStats {
 
 /// Get, has, put, remove. Cheap to clone; reads take no lock, writers share a few segments.
 #[derive(Clone)]
-pub struct Blockstore(Arc<Inner>);
+pub struct Blockstore(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
     pub(super) rows: Rows,
     pub(super) packs: Packs,
+    pub(super) usage: Usage,
     blocks: AtomicU64,
     flushes: Mutex<Flushes>,
     flushed: Condvar,
@@ -45,11 +47,29 @@ struct Flushes {
 impl Blockstore {
     pub(super) fn new(rows: Rows, packs: Packs) -> Self {
         let blocks = AtomicU64::new(rows.len() as u64);
-        Self(Arc::new(Inner { rows, packs, blocks, flushes: Mutex::default(), flushed: Condvar::new() }))
+        let usage = Usage::default();
+        Self(Arc::new(Inner {
+            rows,
+            packs,
+            usage,
+            blocks,
+            flushes: Mutex::default(),
+            flushed: Condvar::new(),
+        }))
     }
 
     /// The bytes of a block; the record's checksum was compared. A damaged block is an error, not absent.
     pub fn get(&self, key: &Multihash) -> Result<Option<Bytes>, StoreError> {
+        self.note_use(key);
+        self.read(key)
+    }
+
+    /// Notes that a block is used, though it is not read from here: a sweep leaves it.
+    pub fn note_use(&self, key: &Multihash) {
+        self.0.usage.note(key);
+    }
+
+    pub(super) fn read(&self, key: &Multihash) -> Result<Option<Bytes>, StoreError> {
         loop {
             let Some(location) = self.0.rows.get(&key.to_bytes())? else { return Ok(None) };
             if let Some(segment) = self.0.packs.get(location.segment) {
@@ -61,6 +81,7 @@ impl Blockstore {
 
     /// The size of a block in bytes, if it is here. Costs one index look-up.
     pub fn size_bytes(&self, key: &Multihash) -> Result<Option<u32>, StoreError> {
+        self.note_use(key);
         Ok(self.0.rows.get(&key.to_bytes())?.map(|location| location.body_bytes))
     }
 
@@ -68,6 +89,7 @@ impl Blockstore {
     /// A block that is already here is not written again. The caller has verified that the bytes match.
     pub fn put(&self, key: &Multihash, parts: &[Bytes]) -> Result<(), StoreError> {
         let row = key.to_bytes();
+        self.note_use(key);
         if self.0.rows.get(&row)?.is_some() {
             return Ok(());
         }
@@ -111,19 +133,19 @@ impl Blockstore {
 
     /// Forgets a block and gives its space back. `false` if it was not here.
     pub fn remove(&self, key: &Multihash) -> Result<bool, StoreError> {
-        let row = key.to_bytes();
-        let Some(location) = self.0.rows.get(&row)? else { return Ok(false) };
-        if !self.0.rows.swap(&row, Some(location), None)? {
-            return Ok(false);
-        }
-        self.0.blocks.fetch_sub(1, Ordering::Relaxed);
-        let Some(segment) = self.0.packs.get(location.segment) else { return Ok(true) };
-        segment.erase(key, location)?;
-        segment.count(-record_bytes(&row, location.body_bytes));
-        if compaction::is_due(&segment) {
+        let Some(location) = self.0.forget_row(key)? else { return Ok(false) };
+        self.0.give_back(key, location)?;
+        if let Some(segment) =
+            self.0.packs.get(location.segment).filter(|segment| compaction::is_due(segment))
+        {
             compaction::rewrite(self, &self.0, &segment)?;
         }
         Ok(true)
+    }
+
+    /// Begins to take away what nothing needs; `None` while somebody else does. From here on, what is put or read is kept.
+    pub fn begin_sweep(&self) -> Option<Sweep> {
+        Sweep::begin(self)
     }
 
     /// Visits every block that is here when the visit comes to it, in no particular order, until told to stop.
@@ -154,6 +176,25 @@ impl Blockstore {
 }
 
 impl Inner {
+    /// Takes a block out of the index; returns where it lies.
+    pub(super) fn forget_row(&self, key: &Multihash) -> Result<Option<Location>, StoreError> {
+        let row = key.to_bytes();
+        let Some(location) = self.rows.get(&row)? else { return Ok(None) };
+        if !self.rows.swap(&row, Some(location), None)? {
+            return Ok(None);
+        }
+        self.blocks.fetch_sub(1, Ordering::Relaxed);
+        Ok(Some(location))
+    }
+
+    /// Gives back the space of a record that the index no longer points to.
+    pub(super) fn give_back(&self, key: &Multihash, location: Location) -> Result<(), StoreError> {
+        let Some(segment) = self.packs.get(location.segment) else { return Ok(()) };
+        segment.erase(key, location)?;
+        segment.count(-record_bytes(&key.to_bytes(), location.body_bytes));
+        Ok(())
+    }
+
     /// Packs first, then the index, which by then points to nothing that is not on disk.
     fn sync(&self) -> Result<(), StoreError> {
         let checkpoints = self.packs.checkpoints();

@@ -42,6 +42,19 @@ impl DigestIndex {
         written.map(drop).map_err(|source| self.failed(source))
     }
 
+    /// Removes the rows that `keep` says no to.
+    pub fn retain(&self, keep: impl Fn(&IndexEntry) -> bool) -> Result<(), StoreError> {
+        for row in self.rows.iter() {
+            let (key, row) = row.map_err(|source| self.failed(source))?;
+            if !decode(&row).is_some_and(|entry| keep(&entry)) {
+                // Only as it was read: a row that was written since is of a later time.
+                let swapped = self.rows.compare_and_swap(key, Some(row), None::<&[u8]>);
+                swapped.map(drop).map_err(|source| self.failed(source))?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn remove(&self, digest: &Digest) -> Result<(), StoreError> {
         let removed = self.rows.remove(digest.multihash().to_bytes());
         removed.map(drop).map_err(|source| self.failed(source))

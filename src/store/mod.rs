@@ -6,6 +6,7 @@
 //! packs/   blocks, in append-only segments
 //! index/   sled: multihash → segment and offset; digest → CID. Disposable: rebuilt from the packs
 //! state/   roots, records, peers: a small file each. Not disposable
+//! uploads/ what open uploads have received: a journal each, so that they go on after a restart
 //! ```
 //!
 //! Order of a durable write: packs synced, index flushed, then acknowledged.
@@ -13,11 +14,14 @@
 mod blockstore;
 mod compaction;
 mod database;
+mod hashed_set;
 mod index;
 mod lock;
 mod packs;
 mod record;
 mod state;
+mod sweep;
+mod uploads;
 
 use std::fs;
 use std::io;
@@ -25,8 +29,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blockstore::{Blockstore, StoreStats};
+pub use hashed_set::HashedSet;
 pub use index::{DigestIndex, IndexEntry};
 pub use state::{Followed, KnownPeer, OwnRecord, State};
+pub use sweep::Sweep;
+pub use uploads::{UploadJournal, UploadJournals, UploadStep};
 
 use crate::ipld::Multihash;
 
@@ -99,6 +106,7 @@ pub struct Store {
     blocks: Blockstore,
     index: DigestIndex,
     state: State,
+    uploads: UploadJournals,
     _lock: Arc<lock::Lock>,
 }
 
@@ -110,7 +118,8 @@ impl Store {
         check_format(folder)?;
         let (blocks, index) = database::open(folder, &options)?;
         let state = State::open(&folder.join("state"))?;
-        Ok(Self { blocks, index, state, _lock: Arc::new(lock) })
+        let uploads = UploadJournals::open(&folder.join("uploads"))?;
+        Ok(Self { blocks, index, state, uploads, _lock: Arc::new(lock) })
     }
 
     pub fn blocks(&self) -> &Blockstore {
@@ -123,6 +132,10 @@ impl Store {
 
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    pub fn uploads(&self) -> &UploadJournals {
+        &self.uploads
     }
 
     /// Flushes. The lock is given back when the last clone is dropped.

@@ -139,7 +139,7 @@ fn parse(path: &Path, root: &str) -> Result<Cid, StoreError> {
     root.parse().map_err(|error: cid::Error| damaged(path, &error))
 }
 
-fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
+pub(super) fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
     StoreError::State { path: path.to_owned(), reason: reason.to_string() }
 }
 
