@@ -21,7 +21,7 @@ use crate::tasks::Tasks;
 const COMMITS_QUEUED_MAX: usize = 256;
 
 /// What one commit changes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Changes {
     edits: Vec<Edit>,
     blocks: Vec<Block>,
@@ -72,9 +72,11 @@ pub(super) struct Committed {
 /// Roots that wait to be announced; past it they are found by the walk at the next start only.
 const ROOTS_ANNOUNCED_MAX: usize = 65_536;
 
+type Reply = oneshot::Sender<Result<(), MirrorError>>;
+
 enum Request {
-    Apply { changes: Changes, reply: oneshot::Sender<Result<(), MirrorError>> },
-    Adopt { expected: Cid, root: Cid, reply: oneshot::Sender<Result<(), MirrorError>> },
+    Apply { changes: Changes, reply: Reply },
+    Adopt { expected: Cid, root: Cid, reply: Reply },
 }
 
 /// The door to the writer. Cheap to clone.
@@ -158,21 +160,32 @@ impl Writer {
 
     /// Edits that stand next to each other become one commit.
     async fn commit(&self, group: Vec<Request>) {
-        let (mut all, mut replies) = (Changes::default(), Vec::with_capacity(group.len()));
+        let mut waiting = Vec::with_capacity(group.len());
         for request in group {
             match request {
-                Request::Apply { changes, reply } => {
-                    all.extend(changes);
-                    replies.push(reply);
-                }
+                Request::Apply { changes, reply } => waiting.push((changes, reply)),
                 Request::Adopt { expected, root, reply } => {
-                    answer(std::mem::take(&mut replies), self.apply(std::mem::take(&mut all)).await);
+                    self.apply_all(std::mem::take(&mut waiting)).await;
                     answer(vec![reply], self.adopt(expected, root).await);
                 }
             }
         }
-        if !replies.is_empty() {
-            answer(replies, self.apply(all).await);
+        self.apply_all(waiting).await;
+    }
+
+    /// Applies changes as one. If they do not fit the tree, each is tried alone: what one client asks for must not cost
+    /// the others theirs.
+    async fn apply_all(&self, waiting: Vec<(Changes, Reply)>) {
+        if let [_, _, ..] = waiting.as_slice() {
+            let mut all = Changes::default();
+            waiting.iter().for_each(|(changes, _)| all.extend(changes.clone()));
+            let outcome = self.apply(all).await;
+            if !matches!(outcome, Err(DagError::Invalid { .. } | DagError::Format(_))) {
+                return answer(waiting.into_iter().map(|(_, reply)| reply).collect(), outcome);
+            }
+        }
+        for (changes, reply) in waiting {
+            answer(vec![reply], self.apply(changes).await);
         }
     }
 
@@ -210,7 +223,7 @@ impl Writer {
     }
 }
 
-fn answer(replies: Vec<oneshot::Sender<Result<(), MirrorError>>>, outcome: Result<(), DagError>) {
+fn answer(replies: Vec<Reply>, outcome: Result<(), DagError>) {
     let outcome = outcome.map_err(Arc::new);
     if let Err(error) = &outcome {
         tracing::error!(error = %chain(error), "commit failed; the tree is as it was");
