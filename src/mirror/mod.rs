@@ -7,6 +7,8 @@ mod lookup;
 mod publish;
 mod push;
 mod roots;
+#[cfg(test)]
+mod tests;
 mod upload;
 mod verify;
 
