@@ -310,3 +310,41 @@ fn has_room(records: &mut MemoryStore, key: &RecordKey) -> bool {
     records.retain(|_, record| !record.is_expired(now));
     is_free(records)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use libp2p::kad::store::MemoryStoreConfig;
+
+    use super::*;
+
+    fn full_of(expires: Instant) -> MemoryStore {
+        let config = MemoryStoreConfig { max_records: RECORDS_MAX, ..MemoryStoreConfig::default() };
+        let mut records = MemoryStore::with_config(PeerId::random(), config);
+        for n in 0..RECORDS_MAX - RECORDS_RESERVED {
+            let mut record = kad::Record::new(n.to_be_bytes().to_vec(), Vec::new());
+            record.expires = Some(expires);
+            records.put(record).unwrap();
+        }
+        records
+    }
+
+    #[test]
+    fn strangers_leave_room_for_what_is_followed() {
+        let mut records = full_of(Instant::now() + Duration::from_secs(60));
+        assert!(!has_room(&mut records, &RecordKey::new(b"new")));
+        assert!(
+            has_room(&mut records, &RecordKey::new(&0_usize.to_be_bytes())),
+            "one that is there is replaced"
+        );
+        records.put(kad::Record::new(b"followed".to_vec(), Vec::new())).unwrap();
+    }
+
+    #[test]
+    fn what_expired_makes_room() {
+        let mut records = full_of(Instant::now());
+        assert!(has_room(&mut records, &RecordKey::new(b"new")));
+        assert_eq!(records.records().count(), 0);
+    }
+}
