@@ -2,12 +2,12 @@
 
 use libp2p::identity::Keypair;
 use shoal::dag::Entry;
-use shoal::ipld::Cid;
 use shoal::ipld::dag_pb::{Link, Node};
 use shoal::ipld::hamt::{Fanout, HamtNode, NameHash, Place, Slot};
 use shoal::ipld::unixfs::encode_directory;
+use shoal::ipld::{Cid, Multihash};
 
-use crate::author::{Author, has_seen};
+use crate::author::{Author, has_seen, has_taken};
 use crate::common::{Daemon, Image, PATIENCE, daemon};
 use crate::forge::{Forged, name_of};
 use crate::peer::Peer;
@@ -67,6 +67,9 @@ async fn records_that_are_not_good_change_nothing() {
         assert_eq!((record.sequence(), record.root()), (5, Some(root)), "only the good one is given out");
     }
     assert_eq!(reader.pull("library/app", "1").await.unwrap(), image);
+    // One that is good comes through by the same way.
+    peer.put(&reader, &key, &Forged { sequence: 6, ..good }.sign(ours)).await;
+    has_seen(&reader, 6).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,6 +131,30 @@ async fn a_root_that_is_a_directory_without_end_takes_nothing_away() {
     assert_eq!(reader.pull("library/app", "1").await.unwrap(), image);
     assert_ne!(root, bomb.cid);
     assert!(reader.memory_bytes() < 320 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn providers_without_end_are_taken_within_bounds() {
+    let (author, reader, image, _) = followed(204).await;
+    let peer = Peer::start().await;
+    peer.meets(&reader).await;
+    let memory = reader.memory_bytes();
+    let flood = async {
+        for n in 0_u64.. {
+            let hash = Multihash::wrap(0x12, &[n.to_be_bytes(); 4].concat()).unwrap();
+            peer.provide(hash.to_bytes()).await;
+            if n % 500 == 0 && reader.log().contains("provider record refused") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(3 * PATIENCE, flood).await.expect("there is an end to what one peer may leave");
+    assert!(reader.memory_bytes() < memory + (64 << 20), "{} MiB", reader.memory_bytes() >> 20);
+    // What it follows goes on.
+    let root = author.tree_of(&image).await;
+    let next = author.edit(&root, "docker/note", author.leaf(b"more").await).await;
+    author.publish_root(&next, 6).await;
+    has_taken(&reader, &next).await;
 }
 
 /// A sharded directory that leads on for ever where `name` would be: deeper than its hash has bits.

@@ -149,7 +149,7 @@ async fn a_blob_that_lies_about_its_sizes_breaks_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blob_with_other_bytes_than_its_digest_breaks_off() {
-    for size in [1000, 3 * MIB] {
+    for (size, in_one_chunk) in [(1000, true), (3 * MIB, false)] {
         let (author, image) = (Author::start().await, Image::small(306));
         let digest = Digest::sha256(&image.blobs[3]);
         let mut parts = Vec::new();
@@ -158,9 +158,13 @@ async fn a_blob_with_other_bytes_than_its_digest_breaks_off() {
         }
         let other = file(&author, &parts).await;
         let reader = reader_of(&author, &image, &blob_data(&digest), other).await;
-        breaks_off(&reader, &digest).await;
         // Neither does it become good by being asked for again.
-        breaks_off(&reader, &digest).await;
+        for _ in 0..2 {
+            match in_one_chunk {
+                true => fails(&reader, &format!("library/app/blobs/{digest}")).await,
+                false => breaks_off(&reader, &digest).await,
+            }
+        }
     }
 }
 
