@@ -21,9 +21,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// The longest length prefix of a message that may be read.
 const LENGTH_BYTES_MAX: usize = 4;
 
-/// While others wait for memory to receive in, a message has to bring so many bytes …
-const CROWDED_BYTES_MIN: usize = 64 * 1024;
-/// … each time that this has passed.
+/// While others wait for memory to receive in, a message is given up that does not bring so many bytes …
+const CROWDED_BYTES_MIN: usize = 16 * 1024;
+/// … each time that this has passed; and if it brings none, so is its peer.
 const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a peer that was left may still send in one message: wants, no blocks.
 const LEFT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
@@ -143,7 +143,7 @@ async fn read_body(
         let Ok(read) = tokio::time::timeout_at(pace.until, read).await else {
             idle = if pace.read_bytes == 0 { idle + CROWDED_TIMEOUT } else { Duration::ZERO };
             if pace.read_bytes < CROWDED_BYTES_MIN && inner.is_crowded() {
-                return Err(ReadError::Hoarding);
+                return Err(if pace.read_bytes == 0 { ReadError::Hoarding } else { ReadError::Timeout });
             }
             if idle >= inner.limits.stall_timeout {
                 return Err(ReadError::Timeout);
