@@ -33,11 +33,13 @@ enum Command {
     Put { to: PeerId, key: Vec<u8>, value: Vec<u8>, done: oneshot::Sender<()> },
     Get { key: RecordKey, found: oneshot::Sender<Vec<Vec<u8>>> },
     Provide { key: RecordKey },
+    GetProviders { key: RecordKey, found: oneshot::Sender<usize> },
 }
 
 enum Asked {
     Put(oneshot::Sender<()>),
     Get(Vec<Vec<u8>>, oneshot::Sender<Vec<Vec<u8>>>),
+    GetProviders(usize, oneshot::Sender<usize>),
 }
 
 pub struct Peer {
@@ -120,6 +122,13 @@ impl Peer {
         values.await.unwrap()
     }
 
+    /// How many say that they have what `key` names.
+    pub async fn providers(&self, key: Vec<u8>) -> usize {
+        let (found, providers) = oneshot::channel();
+        self.commands.send(Command::GetProviders { key: key.into(), found }).await.ok().unwrap();
+        providers.await.unwrap()
+    }
+
     /// Says that it has what `key` names.
     pub async fn provide(&self, key: Vec<u8>) {
         self.commands.send(Command::Provide { key: key.into() }).await.ok().unwrap();
@@ -165,15 +174,22 @@ async fn run(mut swarm: Swarm<Behaviour>, mut inbox: mpsc::Receiver<Command>) {
                 SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
                     id, result, step, ..
                 })) => {
-                    if let QueryResult::GetRecord(Ok(kad::GetRecordOk::FoundRecord(found))) = result
-                        && let Some(Asked::Get(values, _)) = asked.get_mut(&id)
-                    {
-                        values.push(found.record.value);
+                    match (result, asked.get_mut(&id)) {
+                        (
+                            QueryResult::GetRecord(Ok(kad::GetRecordOk::FoundRecord(found))),
+                            Some(Asked::Get(values, _)),
+                        ) => values.push(found.record.value),
+                        (
+                            QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })),
+                            Some(Asked::GetProviders(count, _)),
+                        ) => *count += providers.len(),
+                        _ => (),
                     }
                     if step.last {
                         match asked.remove(&id) {
                             Some(Asked::Put(done)) => drop(done.send(())),
                             Some(Asked::Get(values, found)) => drop(found.send(values)),
+                            Some(Asked::GetProviders(count, found)) => drop(found.send(count)),
                             None => (),
                         }
                     }
@@ -195,6 +211,10 @@ fn begin(swarm: &mut Swarm<Behaviour>, asked: &mut HashMap<QueryId, Asked>, comm
         Command::Get { key, found } => {
             let id = kad.get_record(key);
             asked.insert(id, Asked::Get(Vec::new(), found));
+        }
+        Command::GetProviders { key, found } => {
+            let id = kad.get_providers(key);
+            asked.insert(id, Asked::GetProviders(0, found));
         }
         Command::Provide { key } => {
             kad.start_providing(key.clone()).unwrap();
