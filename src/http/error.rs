@@ -80,9 +80,12 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         MirrorError::Dag(error) if error.is_fetch() => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
-        MirrorError::Tree { .. } | MirrorError::Commit(_) | MirrorError::Store(_) | MirrorError::Dag(_) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
-        }
+        MirrorError::Tree { .. }
+        | MirrorError::Forged { .. }
+        | MirrorError::NoManifest { .. }
+        | MirrorError::Commit(_)
+        | MirrorError::Store(_)
+        | MirrorError::Dag(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
     }
 }
 

@@ -6,7 +6,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::error::{Failure, Thing};
 use super::{CONTENT_DIGEST, set};
@@ -68,10 +68,13 @@ pub(super) async fn blob(
         Body::empty()
     } else {
         let (sent, digest) = (metrics.blob_sent_bytes.clone(), *digest);
-        // An error here breaks the body off short of its length: the client sees that, and may resume elsewhere.
+        let mut bytes = mirror.read(&blob, range.clone());
+        // What cannot be had at all, or is not what it is named by, is an answer of its own.
+        let first = bytes.try_next().await?;
+        // An error behind it breaks the body off short of its length: the client sees that, and may resume elsewhere.
         Body::from_stream(
-            mirror
-                .read(&blob, range.clone())
+            stream::iter(first.map(Ok))
+                .chain(bytes)
                 .inspect_ok(move |bytes| {
                     sent.inc_by(bytes.len() as u64);
                 })

@@ -24,7 +24,7 @@ use crate::tasks::Tasks;
 const COMMITS_QUEUED_MAX: usize = 256;
 
 /// What one commit changes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Changes {
     edits: Vec<Edit>,
     blocks: Vec<Block>,
@@ -214,33 +214,39 @@ impl Writer {
 
     /// Edits that stand next to each other become one commit.
     async fn commit(&self, group: Vec<Request>) {
-        let (mut all, mut replies) = (Changes::default(), Vec::with_capacity(group.len()));
+        let mut waiting = Vec::with_capacity(group.len());
         for request in group {
             match request {
-                Request::Apply { changes, reply } => {
-                    all.extend(changes);
-                    replies.push(reply);
-                }
+                Request::Apply { changes, reply } => waiting.push((changes, reply)),
                 Request::Adopt { expected, root, reply } => {
-                    self.apply_all(std::mem::take(&mut all), std::mem::take(&mut replies)).await;
+                    self.apply_all(std::mem::take(&mut waiting)).await;
                     answer(vec![reply], self.adopt(expected, root).await.map(|()| None));
                 }
                 Request::Between(action) => {
-                    self.apply_all(std::mem::take(&mut all), std::mem::take(&mut replies)).await;
+                    self.apply_all(std::mem::take(&mut waiting)).await;
                     action();
                 }
             }
         }
-        self.apply_all(all, replies).await;
+        self.apply_all(waiting).await;
     }
 
-    async fn apply_all(&self, changes: Changes, replies: Vec<Reply>) {
-        if replies.is_empty() {
-            return;
+    /// Applies changes as one. If they do not fit the tree, each is tried alone: what one client asks for must not cost
+    /// the others theirs.
+    async fn apply_all(&self, waiting: Vec<(Changes, Reply)>) {
+        if let [_, _, ..] = waiting.as_slice() {
+            let mut all = Changes::default();
+            waiting.iter().for_each(|(changes, _)| all.extend(changes.clone()));
+            let outcome = self.apply(all).await;
+            if !matches!(outcome, Err(DagError::Invalid { .. } | DagError::Format(_))) {
+                let replies = waiting.into_iter().map(|(_, reply)| reply).collect();
+                return answer(replies, outcome.map(|()| None));
+            }
         }
-        let before = self.committed.borrow().root;
-        let upon = (replies.len() == 1).then_some(before);
-        answer(replies, self.apply(changes).await.map(|()| upon));
+        for (changes, reply) in waiting {
+            let upon = self.committed.borrow().root;
+            answer(vec![reply], self.apply(changes).await.map(|()| Some(upon)));
+        }
     }
 
     async fn adopt(&self, expected: Cid, root: Cid) -> Result<(), DagError> {

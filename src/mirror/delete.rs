@@ -49,7 +49,7 @@ impl Inner {
     /// unless the manifest came back with it.
     async fn delete_revision(&self, own: &Own, repo: &RepoName, digest: &Digest) -> Result<(), MirrorError> {
         let revision = layout::revision_link(repo, digest);
-        let parsed = self.parsed(&own.commits.root(), repo, digest).await;
+        let parsed = self.parsed(&own.commits.root(), digest).await;
         loop {
             let root = own.commits.root();
             let mut changes = Changes::default();
@@ -72,8 +72,8 @@ impl Inner {
     }
 
     /// What a manifest says. One that cannot be read any more must still be deletable.
-    async fn parsed(&self, root: &Cid, repo: &RepoName, digest: &Digest) -> Option<ParsedManifest> {
-        let manifest = self.manifest_at(root, repo, digest).await.ok()?;
+    async fn parsed(&self, root: &Cid, digest: &Digest) -> Option<ParsedManifest> {
+        let manifest = self.manifest_at(root, digest).await.ok()?;
         ParsedManifest::parse(None, &manifest.bytes).ok()
     }
 

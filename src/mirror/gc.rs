@@ -242,7 +242,7 @@ impl Inner {
             if let Some(data) = self.tree.lookup(root, &layout::blob_data(&digest)).await? {
                 let bytes = self.small_file(&data.cid, root, MANIFEST_BYTES_MAX as u64).await?;
                 let parsed = ParsedManifest::parse(None, &bytes)
-                    .map_err(|error| MirrorError::ManifestInvalid(format!("{digest} of {repo}: {error}")))?;
+                    .map_err(|source| MirrorError::NoManifest { digest, source })?;
                 names.extend(parsed.blobs.iter().chain(&parsed.manifests).map(|named| named.digest));
             }
             for name in &names {

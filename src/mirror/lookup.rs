@@ -86,7 +86,7 @@ impl Inner {
                 Reference::Tag(tag) => self.tag(&root, repo, tag).await?,
             };
             match digest {
-                Some(digest) => self.manifest_at(&root, repo, &digest).await.map(Some),
+                Some(digest) => self.manifest_at(&root, &digest).await.map(Some),
                 None => Ok(None),
             }
         })
@@ -113,12 +113,7 @@ impl Inner {
     }
 
     /// A manifest that a link says is there.
-    pub(super) async fn manifest_at(
-        &self,
-        root: &Cid,
-        repo: &RepoName,
-        digest: &Digest,
-    ) -> Result<Manifest, MirrorError> {
+    pub(super) async fn manifest_at(&self, root: &Cid, digest: &Digest) -> Result<Manifest, MirrorError> {
         if let Some(manifest) = self.manifests.get(digest) {
             return Ok(manifest);
         }
@@ -129,10 +124,10 @@ impl Inner {
         let bytes = self.small_file(&data.cid, root, MANIFEST_BYTES_MAX as u64).await?;
         let actual = Digest::of(digest.algorithm(), &bytes);
         if actual != *digest {
-            return Err(MirrorError::DigestMismatch { expected: *digest, actual });
+            return Err(MirrorError::Forged { expected: *digest, actual });
         }
         let parsed = ParsedManifest::parse(None, &bytes)
-            .map_err(|error| MirrorError::ManifestInvalid(format!("{digest} of {repo}: {error}")))?;
+            .map_err(|source| MirrorError::NoManifest { digest: *digest, source })?;
         let manifest = Manifest { digest: *digest, media_type: parsed.media_type, bytes };
         self.manifests.insert(*digest, manifest.clone());
         Ok(manifest)

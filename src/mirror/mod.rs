@@ -12,6 +12,8 @@ mod publish;
 mod push;
 mod referrers;
 mod roots;
+#[cfg(test)]
+mod tests;
 mod upload;
 mod verify;
 
@@ -32,6 +34,7 @@ use crate::config::Validation;
 use crate::dag::{Blocks, DagError, Tree};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::oci::manifest::ManifestError;
 use crate::oci::{Algorithm, Digest, Reference, RepoName};
 use crate::store::{IndexEntry, State, Store, StoreError};
 use crate::tasks::Tasks;
@@ -76,6 +79,15 @@ pub enum MirrorError {
     TooManyUploads(usize),
     #[error("the content has digest {actual}, not {expected}")]
     DigestMismatch { expected: Digest, actual: Digest },
+    /// A tree that has other bytes in the place of these.
+    #[error("what a source has as {expected} has digest {actual}")]
+    Forged { expected: Digest, actual: Digest },
+    #[error("what a source has as manifest {digest} is none")]
+    NoManifest {
+        digest: Digest,
+        #[source]
+        source: ManifestError,
+    },
     #[error("the request body broke off")]
     Body(#[source] BodyError),
     #[error("manifest is not valid: {0}")]

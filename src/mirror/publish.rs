@@ -250,7 +250,8 @@ impl Task {
         stop: CancellationToken,
     ) {
         let mut committed = self.commits.watch();
-        let mut put_again = tokio::time::interval(PUT_AGAIN_INTERVAL);
+        // The start itself is the first occasion.
+        let mut put_again = tokio::time::interval_at(Instant::now() + PUT_AGAIN_INTERVAL, PUT_AGAIN_INTERVAL);
         let mut retry = Instant::now();
         let mut first_change = None;
         loop {
@@ -285,13 +286,21 @@ impl Task {
     /// Has the record put again; one that has lived half its life is signed anew.
     fn renew(&mut self) {
         self.put_pending = true;
-        let record =
-            self.record.as_ref().and_then(|own| IpnsRecord::decode(&self.signer.name(), &own.bytes).ok());
-        let left = record.map(|record| record.valid_until().duration_since(Timestamp::now()));
-        let half = SignedDuration::try_from(self.signer.record_validity / 2).unwrap_or(SignedDuration::MAX);
-        if left.is_some_and(|left| left < half) {
+        if self.is_past_half_its_life() {
             self.due.get_or_insert_with(Instant::now);
         }
+    }
+
+    fn is_past_half_its_life(&self) -> bool {
+        let record = self.signed();
+        let left = record.map(|record| record.valid_until().duration_since(Timestamp::now()));
+        let half = SignedDuration::try_from(self.signer.record_validity / 2).unwrap_or(SignedDuration::MAX);
+        left.is_some_and(|left| left < half)
+    }
+
+    /// The record that was signed last; expired or not.
+    fn signed(&self) -> Option<IpnsRecord> {
+        self.record.as_ref().and_then(|own| IpnsRecord::decode(&self.signer.name(), &own.bytes).ok())
     }
 
     fn pending(&self, root: Cid) {
@@ -325,22 +334,19 @@ impl Task {
     }
 
     async fn advance(&mut self) -> Result<(), PublishError> {
-        if !self.settled {
-            // What was signed in the run before goes first: whoever answers is to know it.
-            if self.put_pending {
-                self.put().await?;
-            }
-            self.settle().await?;
+        // First of all: a record that is older than what the network has would be refused, time and again.
+        let asked = if self.settled { Ok(()) } else { self.settle().await };
+        if self.status.borrow().state == PublishState::Blocked {
+            return asked;
         }
-        // Signed also while nobody takes it: the root before is free to go then.
-        if self.due.is_some() {
+        if self.due.is_some() && asked.is_ok() {
             self.sign().await?;
         }
+        // What was signed before is put without an answer too: where there is nobody yet, it waits for who comes.
         if self.put_pending {
             self.put().await?;
         }
-        self.put_pending = false;
-        Ok(())
+        asked
     }
 
     /// Asks once what the network knows of the own name, before anything new is signed.
@@ -354,7 +360,8 @@ impl Task {
         self.settled = true;
         self.asked.send_replace(true);
         let blocked = self.status.borrow().state == PublishState::Blocked;
-        self.due = (!blocked && self.changed_since_signed()).then(Instant::now);
+        let due = self.changed_since_signed() || self.is_past_half_its_life();
+        self.due = (!blocked && due).then(Instant::now);
         Ok(())
     }
 
@@ -440,9 +447,12 @@ impl Task {
 
     /// Puts the signed record, and has what is new announced.
     async fn put(&mut self) -> Result<(), PublishError> {
-        let Some(own) = &self.record else { return Ok(()) };
-        let root = own.root;
-        let record = IpnsRecord::decode(&self.signer.name(), &own.bytes)?;
+        // One that has expired is signed anew as soon as the network could be asked.
+        let in_force = self.signed().filter(|record| record.check_validity(Timestamp::now()).is_ok());
+        let Some((record, root)) = in_force.zip(self.record.as_ref().map(|own| own.root)) else {
+            self.put_pending = false;
+            return Ok(());
+        };
         self.ipfs.publish(&record).await?;
         self.put_pending = false;
         let (sequence, current) = (record.sequence(), self.commits.root());

@@ -122,7 +122,7 @@ impl Inner {
             format!("{}-{}", subject.algorithm().as_str(), subject.hex()).chars().take(128).collect();
         let Ok(tag) = tag.parse::<Tag>() else { return Ok(Vec::new()) };
         let Some(digest) = self.tag(root, repo, &tag).await? else { return Ok(Vec::new()) };
-        let manifest = self.manifest_at(root, repo, &digest).await?;
+        let manifest = self.manifest_at(root, &digest).await?;
         Ok(parse_referrers(&manifest.bytes).unwrap_or_default())
     }
 
@@ -140,9 +140,9 @@ impl Inner {
         if self.tree.lookup(&root, &layout::revision_link(repo, &digest)).await?.is_none() {
             return Ok(None);
         }
-        let manifest = self.manifest_at(&root, repo, &digest).await?;
+        let manifest = self.manifest_at(&root, &digest).await?;
         let parsed = ParsedManifest::parse(Some(&manifest.media_type), &manifest.bytes)
-            .map_err(|error| MirrorError::ManifestInvalid(format!("{digest} of {repo}: {error}")))?;
+            .map_err(|source| MirrorError::NoManifest { digest, source })?;
         Ok(Some(parsed.referrer(digest, manifest.bytes.len())))
     }
 }

@@ -129,7 +129,7 @@ pub(super) fn held_to_digest(
         }
         let actual = held.hasher.finish().await?;
         if actual != digest {
-            return Err(MirrorError::DigestMismatch { expected: digest, actual });
+            return Err(MirrorError::Forged { expected: digest, actual });
         }
         on_match.await?;
         Ok(held.last.map(|last| (last, None)))
@@ -186,7 +186,7 @@ mod tests {
     async fn wrong_bytes_lose_their_last_chunk() {
         let (passed, failure, matched) = drain(Digest::sha256(b"something else")).await;
         assert_eq!(passed, chunks()[..4]);
-        assert!(matches!(failure, Some(MirrorError::DigestMismatch { .. })));
+        assert!(matches!(failure, Some(MirrorError::Forged { .. })));
         assert!(!matched);
     }
 }

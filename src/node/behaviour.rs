@@ -11,14 +11,14 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::{PeerId, StreamProtocol, Swarm, SwarmBuilder, identify, noise, ping, tcp, tls, yamux};
 
 use super::routing::Dht;
-use super::{NodeConfig, NodeError, streams};
+use super::{NodeConfig, NodeError, providers, streams};
 
 /// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
 /// which fill a window in one frame are understood; and opening many streams does not end the connection.
 const YAMUX_STREAMS_MAX: usize = 4093;
 /// Records of others, each at most 10 KiB, and room for our own.
 pub(super) const RECORDS_MAX: usize = 4096;
-/// Keys that somebody, or we, provide.
+/// Keys that we provide; those of others have room of their own.
 pub(super) const PROVIDED_KEYS_MAX: usize = 131_072;
 /// Lookups that a query has under way at once; Kubo has as many.
 const PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).expect("ten is not zero");
@@ -102,7 +102,7 @@ fn kademlia(peer_id: PeerId, dht: Dht) -> kad::Behaviour<MemoryStore> {
         .set_provider_publication_interval(None);
     let store = MemoryStoreConfig {
         max_records: RECORDS_MAX,
-        max_provided_keys: PROVIDED_KEYS_MAX,
+        max_provided_keys: PROVIDED_KEYS_MAX + providers::RECORDS_MAX,
         max_value_bytes: crate::ipld::ipns::RECORD_BYTES_MAX,
         ..MemoryStoreConfig::default()
     };

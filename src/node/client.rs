@@ -27,8 +27,10 @@ const BETTER_RECORD_TIMEOUT: Duration = Duration::from_secs(1);
 const AGREEING_PEERS: usize = 4;
 /// Peers that must have taken a record, if there are as many.
 const STORED_PEERS: usize = 4;
-/// How long they may take.
+/// How long the first of them may take …
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
+/// … and each further one: a peer that never answers must not hold up the next record.
+const FURTHER_PEER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Answers of the DHT that may wait.
 const ANSWERS_QUEUED_MAX: usize = 64;
 
@@ -135,6 +137,18 @@ impl NodeClient {
         }
     }
 
+    /// Connected peers that a record can be put to.
+    pub(super) fn routable(&self) -> usize {
+        self.view.borrow().crowd.routable
+    }
+
+    /// Stores a record here and has it put to those who are there; tells of each peer that took it.
+    async fn put(&self, record: &IpnsRecord) -> Result<mpsc::Receiver<PeerId>, IpfsError> {
+        let (reply, stored) = mpsc::channel(ANSWERS_QUEUED_MAX);
+        self.send(Command::PutRecord { record: record.clone(), reply }).await?;
+        Ok(stored)
+    }
+
     async fn collect(
         &self,
         name: &IpnsName,
@@ -221,30 +235,29 @@ impl Ipfs for NodeClient {
                 IpfsError::NoRecord(Box::new(*name))
             });
         };
-        if !found.behind.is_empty() {
-            self.send(Command::Correct { record: best.clone(), peers: found.behind }).await?;
-        }
+        self.send(Command::Found { record: best.clone(), behind: found.behind }).await?;
         Ok(best)
     }
 
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
         // Kept here first, so that who asks us is told, also while there is nobody to put it to.
-        let (reply, mut stored) = mpsc::channel(ANSWERS_QUEUED_MAX);
-        self.send(Command::PutRecord { record: record.clone(), reply }).await?;
+        let mut stored = self.put(record).await?;
         let name = *record.name();
-        let routable = self.view.borrow().crowd.routable;
-        if routable == 0 {
+        if self.routable() == 0 {
             self.await_peer(name).await?;
-            return Box::pin(self.publish(record)).await;
+            stored = self.put(record).await?;
         }
-        let wanted = routable.min(STORED_PEERS);
-        let deadline = Instant::now() + PUBLISH_TIMEOUT;
+        let wanted = self.routable().clamp(1, STORED_PEERS);
+        let mut deadline = Instant::now() + PUBLISH_TIMEOUT;
         let mut holders = std::collections::HashSet::new();
         while holders.len() < wanted {
             match timeout_at(deadline, stored.recv()).await {
-                Ok(Some(peer)) => holders.insert(peer),
+                Ok(Some(peer)) => {
+                    holders.insert(peer);
+                    deadline = Instant::now() + FURTHER_PEER_TIMEOUT;
+                }
                 Ok(None) | Err(_) => break,
-            };
+            }
         }
         // Peers come and go: one that holds the record makes it public.
         if holders.is_empty() {

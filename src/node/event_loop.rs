@@ -1,13 +1,13 @@
 //! Owns the swarm: takes commands, feeds the routing tables, tells Bitswap who is there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use cid::Cid;
 use futures::StreamExt;
 use jiff::Timestamp;
 use libp2p::core::ConnectedPoint;
-use libp2p::kad::{self, QueryId, Quorum, RecordKey};
+use libp2p::kad::{self, QueryId, RecordKey};
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::{Multiaddr, PeerId, Swarm, identify};
@@ -18,6 +18,7 @@ use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
 use super::client::{Crowd, View};
 use super::peers::{Book, KNOWN_MAX};
+use super::providers::Providers;
 use super::providing::Providing;
 use super::queries::{Answer, Waiting};
 use super::routing::{self, Dht};
@@ -45,10 +46,10 @@ pub(super) enum Command {
         record: IpnsRecord,
         reply: mpsc::Sender<PeerId>,
     },
-    /// Gives the best record to peers that had an older one.
-    Correct {
+    /// The best record that a lookup found, and who gave an older one.
+    Found {
         record: IpnsRecord,
-        peers: Vec<PeerId>,
+        behind: Vec<PeerId>,
     },
     Provide(Vec<Cid>),
     Dial {
@@ -57,9 +58,16 @@ pub(super) enum Command {
     },
 }
 
+/// Addresses of a peer that are taken in, of those where it was reached and of those that it tells.
+const DIALLED_MAX: usize = 8;
+const TOLD_MAX: usize = 32;
+
 /// What is known of a connected peer.
 #[derive(Default)]
 pub(super) struct Connected {
+    /// Where it was reached.
+    dialled: Vec<Multiaddr>,
+    /// These, and what it last told.
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) dhts: HashSet<Dht>,
 }
@@ -75,7 +83,8 @@ pub(super) struct EventLoop {
     pub(super) updates: broadcast::Sender<IpnsRecord>,
     pub(super) view: watch::Sender<View>,
     pub(super) waiting: HashMap<(Dht, QueryId), Waiting>,
-    pub(super) providing: Providing,
+    pub(super) providing: HashMap<Dht, Providing>,
+    pub(super) providers: Providers,
     pub(super) peers: HashMap<PeerId, Connected>,
     pub(super) listeners: HashSet<libp2p::core::transport::ListenerId>,
 }
@@ -111,7 +120,8 @@ impl EventLoop {
             updates,
             view,
             waiting: HashMap::new(),
-            providing: Providing::default(),
+            providing: HashMap::new(),
+            providers: Providers::default(),
             peers: HashMap::new(),
             listeners: HashSet::new(),
         }
@@ -139,7 +149,10 @@ impl EventLoop {
                 Some(search) = searches.recv() => self.find_providers(search),
                 _ = round.tick() => self.round(),
                 _ = save.tick() => self.save_peers().await,
-                _ = renew.tick() => self.providing.renew(Instant::now()),
+                _ = renew.tick() => {
+                    self.providing.values_mut().for_each(|providing| providing.renew(Instant::now()));
+                    self.expire_providers();
+                }
             }
             self.show();
         }
@@ -153,7 +166,7 @@ impl EventLoop {
             peers,
             routable: self.peers.values().filter(|peer| !peer.dhts.is_empty()).count(),
             expecting: peers > 0 || dialling || !self.book.is_empty(),
-            announcements_waiting: self.providing.waiting(),
+            announcements_waiting: self.announcements_waiting(),
         };
         self.view.send_if_modified(|view| std::mem::replace(&mut view.crowd, crowd) != crowd);
     }
@@ -168,27 +181,8 @@ impl EventLoop {
                 }
             }
             Command::PutRecord { record, reply } => self.put_record(&record, &reply),
-            Command::Correct { record, peers } => {
-                let record = routing::dht_record(&record, Timestamp::now());
-                for (dht, peers) in self.by_dht(peers.into_iter()) {
-                    let id = self.swarm.behaviour_mut().kad(dht).put_record_to(
-                        record.clone(),
-                        peers.into_iter(),
-                        Quorum::All,
-                    );
-                    self.waiting.insert((dht, id), Waiting::Nobody);
-                }
-            }
-            Command::Provide(roots) => {
-                let added =
-                    roots.iter().filter(|root| self.providing.add(routing::provider_key(root))).count();
-                if added < roots.len() {
-                    tracing::warn!(
-                        roots = roots.len() - added,
-                        "not announced: too many roots are announced already"
-                    );
-                }
-            }
+            Command::Found { record, behind } => self.on_found(&record, behind),
+            Command::Provide(roots) => self.provide(&roots),
             Command::Dial { address, reply } => {
                 let dialled = self.swarm.dial(address.clone());
                 let outcome = dialled.map_err(|error| IpfsError::NoPeers(format!("{address}: {error}")));
@@ -196,6 +190,25 @@ impl EventLoop {
                 let _ = reply.send(outcome);
             }
         }
+    }
+
+    fn provide(&mut self, roots: &[Cid]) {
+        for dht in Dht::BOTH {
+            let providing = self.providing.entry(dht).or_default();
+            let added = roots.iter().filter(|root| providing.add(routing::provider_key(root))).count();
+            if added < roots.len() {
+                let roots = roots.len() - added;
+                tracing::warn!(roots, "not announced: too many roots are announced already");
+            }
+        }
+    }
+
+    /// What waits to be announced where there is somebody to tell, or anywhere if there is nobody.
+    fn announcements_waiting(&self) -> usize {
+        let is_there = |dht: &Dht| self.peers.values().any(|peer| peer.dhts.contains(dht));
+        let nobody = !Dht::BOTH.iter().any(is_there);
+        let counted = self.providing.iter().filter(|(dht, _)| nobody || is_there(dht));
+        counted.map(|(_, providing)| providing.waiting()).max().unwrap_or_default()
     }
 
     fn round(&mut self) {
@@ -276,7 +289,10 @@ impl EventLoop {
     fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
         if let ConnectedPoint::Dialer { address, .. } = endpoint {
             let known = self.peers.entry(peer).or_default();
-            known.addresses.push(address.clone());
+            if known.dialled.len() < DIALLED_MAX && !known.dialled.contains(address) {
+                known.dialled.push(address.clone());
+                known.addresses.push(address.clone());
+            }
         }
         if !first {
             return;
@@ -298,17 +314,22 @@ impl EventLoop {
     /// The routing tables take in who takes part in their DHT, at the addresses that belong there.
     fn on_identify(&mut self, peer: PeerId, info: identify::Info) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        known.addresses.extend(info.listen_addrs);
-        known.addresses.sort_unstable();
-        known.addresses.dedup();
-        known.addresses.truncate(KNOWN_MAX);
+        let told = info.listen_addrs.into_iter().take(TOLD_MAX);
+        let addresses: Vec<Multiaddr> =
+            known.dialled.iter().cloned().chain(told).collect::<BTreeSet<_>>().into_iter().collect();
+        let before = std::mem::replace(&mut known.addresses, addresses);
         for dht in Dht::BOTH {
             if !info.protocols.iter().any(|protocol| protocol.as_ref() == dht.protocol()) {
                 continue;
             }
+            let kad = self.swarm.behaviour_mut().kad(dht);
             for address in known.addresses.iter().filter(|address| dht.admits(address)) {
-                self.swarm.behaviour_mut().kad(dht).add_address(&peer, address.clone());
+                kad.add_address(&peer, address.clone());
                 known.dhts.insert(dht);
+            }
+            // A peer that tells other addresses each time must not fill the table.
+            for address in before.iter().filter(|address| !known.addresses.contains(address)) {
+                kad.remove_address(&peer, address);
             }
         }
     }

@@ -8,10 +8,13 @@ pub mod bitswap;
 mod client;
 mod event_loop;
 mod peers;
+mod providers;
 mod providing;
 mod queries;
 mod routing;
 pub mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

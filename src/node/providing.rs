@@ -10,7 +10,7 @@ use super::behaviour::PROVIDED_KEYS_MAX;
 /// Provider records live for 48 hours at Kubo and 24 elsewhere; a lookup may miss one that is about to end.
 const AGAIN_AFTER: Duration = Duration::from_secs(12 * 3600);
 
-/// The queue of announcements.
+/// The queue of announcements in one DHT: what the other one was told says nothing here.
 #[derive(Default)]
 pub(super) struct Providing {
     queue: VecDeque<RecordKey>,
@@ -37,6 +37,14 @@ impl Providing {
         let key = self.queue.pop_front()?;
         self.known.insert(key.clone(), Some(now));
         Some(key)
+    }
+
+    /// Queues a key again whose announcement reached nobody.
+    pub(super) fn failed(&mut self, key: RecordKey) {
+        if let Some(announced @ Some(_)) = self.known.get_mut(&key) {
+            *announced = None;
+            self.queue.push_back(key);
+        }
     }
 
     /// Queues again what was announced long ago.
@@ -74,6 +82,19 @@ mod tests {
         assert_eq!(providing.waiting(), 0);
         providing.renew(start + AGAIN_AFTER);
         assert_eq!(providing.waiting(), 2);
+    }
+
+    #[test]
+    fn what_reached_nobody_is_queued_again_and_once() {
+        let (mut providing, now) = (Providing::default(), Instant::now());
+        providing.add(key(1));
+        providing.failed(key(1));
+        providing.failed(key(2));
+        assert_eq!(providing.waiting(), 1);
+        assert_eq!(providing.next(now), Some(key(1)));
+        providing.failed(key(1));
+        providing.failed(key(1));
+        assert_eq!(providing.waiting(), 1);
     }
 
     #[test]

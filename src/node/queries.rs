@@ -5,24 +5,27 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use libp2p::PeerId;
-use libp2p::kad::store::RecordStore;
-use libp2p::kad::{self, InboundRequest, QueryId, QueryResult, Quorum};
+use libp2p::kad::store::{MemoryStore, RecordStore};
+use libp2p::kad::{self, InboundRequest, QueryId, QueryResult, Quorum, RecordKey};
 use tokio::sync::mpsc;
 
 use super::behaviour::RECORDS_MAX;
 use super::bitswap::FindProviders;
 use super::event_loop::EventLoop;
+use super::providers::{self, Gone, Room};
 use super::routing::{self, Dht};
 use crate::ipld::ipns::IpnsRecord;
 
-/// Announcements begun in one round; each is a lookup in both DHTs.
+/// Announcements begun in one round; each is a lookup in a DHT.
 const ANNOUNCED_PER_ROUND: usize = 8;
-/// Announcements under way at once.
+/// Announcements under way at once in a DHT.
 const ANNOUNCING_MAX: usize = 32;
 /// Connected peers that a record is put to directly, besides those closest to its key.
 const PUT_DIRECTLY_MAX: usize = 64;
 /// Providers that one search dials.
 const PROVIDERS_MAX: usize = 20;
+/// Newer records under way to one peer in answer to its older ones.
+const CORRECTIONS_PER_PEER_MAX: usize = 8;
 /// Room that inbound records leave for those we publish or follow.
 const RECORDS_RESERVED: usize = 256;
 
@@ -35,8 +38,17 @@ pub(super) enum Answer {
 /// Who waits for a query.
 pub(super) enum Waiting {
     Record(mpsc::Sender<Answer>),
-    Put(mpsc::Sender<PeerId>),
-    Providers { reply: mpsc::Sender<PeerId>, found: usize },
+    /// `to`: the one peer that it is put to; else those closest to its key.
+    Put {
+        reply: mpsc::Sender<PeerId>,
+        to: Option<PeerId>,
+    },
+    /// A newer record for a peer that put an older one.
+    Correction(PeerId),
+    Providers {
+        reply: mpsc::Sender<PeerId>,
+        found: usize,
+    },
     Announcement,
     Nobody,
 }
@@ -48,7 +60,7 @@ impl Waiting {
             Self::Record(reply) => reply.is_closed(),
             Self::Providers { reply, .. } => reply.is_closed(),
             // A record on its way is put also when nobody waits for it any more.
-            Self::Put(_) | Self::Announcement | Self::Nobody => false,
+            Self::Put { .. } | Self::Correction(_) | Self::Announcement | Self::Nobody => false,
         }
     }
 }
@@ -59,24 +71,51 @@ impl EventLoop {
     pub(super) fn put_record(&mut self, record: &IpnsRecord, reply: &mpsc::Sender<PeerId>) {
         let now = Timestamp::now();
         for dht in Dht::BOTH {
-            let kad = self.swarm.behaviour_mut().kad(dht);
-            if let Err(error) = routing::store(kad.store_mut(), record, now) {
-                tracing::debug!(ipns = %record.name(), %error, "own record not stored here");
+            match routing::store(self.swarm.behaviour_mut().kad(dht).store_mut(), record, now) {
+                Ok(_) => (),
+                Err(error @ routing::Refused::Older) => {
+                    // Nobody who has the newer one would take it, and here it would be overwritten.
+                    tracing::debug!(ipns = %record.name(), %error, "record not put");
+                    return;
+                }
+                Err(error) => tracing::debug!(ipns = %record.name(), %error, "record not stored here"),
             }
         }
         let put = routing::dht_record(record, now);
         let connected: Vec<PeerId> = self.peers.keys().copied().take(PUT_DIRECTLY_MAX).collect();
         for (dht, peers) in self.by_dht(connected.into_iter()) {
             let kad = self.swarm.behaviour_mut().kad(dht);
-            let id = kad.put_record_to(put.clone(), peers.into_iter(), Quorum::All);
-            self.waiting.insert((dht, id), Waiting::Put(reply.clone()));
-            let kad = self.swarm.behaviour_mut().kad(dht);
+            // A query for each, so that the answer of one is known before that of the slowest.
+            for peer in peers {
+                let id = kad.put_record_to(put.clone(), std::iter::once(peer), Quorum::One);
+                self.waiting.insert((dht, id), Waiting::Put { reply: reply.clone(), to: Some(peer) });
+            }
             match kad.put_record(put.clone(), Quorum::All) {
                 Ok(id) => {
-                    self.waiting.insert((dht, id), Waiting::Put(reply.clone()));
+                    self.waiting.insert((dht, id), Waiting::Put { reply: reply.clone(), to: None });
                 }
                 Err(error) => tracing::debug!(ipns = %record.name(), %error, "record not put"),
             }
+        }
+    }
+
+    /// Gives the best record to peers that had an older one; and keeps it if its name is followed, since others learn of
+    /// it from us when its author is gone.
+    pub(super) fn on_found(&mut self, record: &IpnsRecord, behind: Vec<PeerId>) {
+        let now = Timestamp::now();
+        if self.followed.contains(record.name()) {
+            for dht in Dht::BOTH {
+                let records = self.swarm.behaviour_mut().kad(dht).store_mut();
+                if let Err(error) = routing::store(records, record, now) {
+                    tracing::debug!(ipns = %record.name(), %error, "record not stored here");
+                }
+            }
+        }
+        let put = routing::dht_record(record, now);
+        for (dht, peers) in self.by_dht(behind.into_iter()) {
+            let kad = self.swarm.behaviour_mut().kad(dht);
+            let id = kad.put_record_to(put.clone(), peers.into_iter(), Quorum::All);
+            self.waiting.insert((dht, id), Waiting::Nobody);
         }
     }
 
@@ -97,21 +136,27 @@ impl EventLoop {
         }
     }
 
+    /// The DHTs that somebody who is connected takes part in.
+    pub(super) fn dhts(&self) -> HashSet<Dht> {
+        self.peers.values().flat_map(|peer| peer.dhts.iter().copied()).collect()
+    }
+
+    /// Begins announcements where there is somebody to tell.
     pub(super) fn announce_some(&mut self) {
-        let running =
-            self.waiting.values().filter(|waiting| matches!(waiting, Waiting::Announcement)).count();
-        let dhts: HashSet<Dht> = self.peers.values().flat_map(|peer| peer.dhts.iter().copied()).collect();
-        if dhts.is_empty() || running >= ANNOUNCING_MAX {
-            return;
-        }
-        for _ in 0..ANNOUNCED_PER_ROUND {
-            let Some(key) = self.providing.next(Instant::now()) else { return };
-            for dht in &dhts {
-                match self.swarm.behaviour_mut().kad(*dht).start_providing(key.clone()) {
+        for dht in self.dhts() {
+            let announcements = self
+                .waiting
+                .iter()
+                .filter(|((of, _), waiting)| *of == dht && matches!(waiting, Waiting::Announcement));
+            let room = ANNOUNCING_MAX.saturating_sub(announcements.count()).min(ANNOUNCED_PER_ROUND);
+            for _ in 0..room {
+                let Some(key) = self.providing.entry(dht).or_default().next(Instant::now()) else { break };
+                match self.swarm.behaviour_mut().kad(dht).start_providing(key) {
                     Ok(id) => {
-                        self.waiting.insert((*dht, id), Waiting::Announcement);
+                        self.waiting.insert((dht, id), Waiting::Announcement);
                     }
-                    Err(error) => tracing::debug!(%error, "root not announced"),
+                    // The store has room for as many as `providing` takes in.
+                    Err(error) => tracing::error!(%error, "root not announced"),
                 }
             }
         }
@@ -131,10 +176,7 @@ impl EventLoop {
                 self.on_put(dht, source, &record);
             }
             kad::Event::InboundRequest { request: InboundRequest::AddProvider { record: Some(record) } } => {
-                let kad = self.swarm.behaviour_mut().kad(dht);
-                if let Err(error) = kad.store_mut().add_provider(record) {
-                    tracing::debug!(%error, "provider not stored");
-                }
+                self.on_add_provider(dht, record);
             }
             _ => (),
         }
@@ -151,9 +193,9 @@ impl EventLoop {
                 let _ = reply
                     .try_send(Answer::Finished { answered: usize::try_from(answered).unwrap_or(usize::MAX) });
             }
-            (Waiting::Put(reply), QueryResult::PutRecord(outcome)) => {
+            (Waiting::Put { reply, to }, QueryResult::PutRecord(outcome)) => {
                 let stored = match outcome {
-                    Ok(_) => None,
+                    Ok(_) => to.map(|peer| vec![peer]),
                     Err(
                         kad::PutRecordError::QuorumFailed { success, .. }
                         | kad::PutRecordError::Timeout { success, .. },
@@ -163,6 +205,10 @@ impl EventLoop {
                 for peer in stored.unwrap_or_else(|| self.peers.keys().copied().take(1).collect()) {
                     let _ = reply.try_send(peer);
                 }
+            }
+            (Waiting::Announcement, QueryResult::StartProviding(Err(error))) => {
+                let kad::AddProviderError::Timeout { key } = error;
+                self.providing.entry(dht).or_default().failed(key);
             }
             (
                 Waiting::Providers { reply, found },
@@ -192,10 +238,7 @@ impl EventLoop {
         let outcome = routing::check(&put.key, &put.value, now).and_then(|record| {
             let records = self.swarm.behaviour_mut().kad(dht).store_mut();
             let followed = self.followed.contains(record.name());
-            let room = followed
-                || records.get(&put.key).is_some()
-                || records.records().count() < RECORDS_MAX - RECORDS_RESERVED;
-            if !room {
+            if !followed && !has_room(records, &put.key) {
                 return Err(routing::Refused::Full);
             }
             routing::store(records, &record, now)?;
@@ -205,7 +248,103 @@ impl EventLoop {
             // Nobody may be listening for updates.
             Ok((record, true)) => drop(self.updates.send(record)),
             Ok((_, false)) => (),
-            Err(error) => tracing::debug!(peer.id = %source, %error, "record of a peer refused"),
+            Err(error) => {
+                tracing::debug!(peer.id = %source, %error, "record of a peer refused");
+                if matches!(error, routing::Refused::Older) {
+                    self.correct(dht, source, &put.key);
+                }
+            }
         }
+    }
+
+    /// Gives our newer record to a peer that put an older one: it may be another writer with the same key, who would not
+    /// learn of it otherwise, since a refusal is not told.
+    fn correct(&mut self, dht: Dht, peer: PeerId, key: &RecordKey) {
+        let under_way =
+            self.waiting.values().filter(|waiting| matches!(waiting, Waiting::Correction(to) if *to == peer));
+        if under_way.count() >= CORRECTIONS_PER_PEER_MAX {
+            return;
+        }
+        let kad = self.swarm.behaviour_mut().kad(dht);
+        let Some(newer) = kad.store_mut().get(key).map(|record| record.into_owned()) else { return };
+        let id = kad.put_record_to(newer, std::iter::once(peer), Quorum::One);
+        self.waiting.insert((dht, id), Waiting::Correction(peer));
+    }
+
+    /// A provider record that a peer wants kept: of itself, the protocol sees to that.
+    fn on_add_provider(&mut self, dht: Dht, mut record: kad::ProviderRecord) {
+        let expires = record.expires.unwrap_or_else(Instant::now);
+        match self.providers.admit(dht, &record, expires) {
+            Room::Free => (),
+            Room::InPlaceOf(gone) => self.forget_provider(&gone),
+            Room::None => {
+                tracing::debug!(peer.id = %record.provider, "provider record refused: there are too many");
+                return;
+            }
+        }
+        providers::trim(&mut record);
+        if let Err(error) = self.swarm.behaviour_mut().kad(dht).store_mut().add_provider(record) {
+            tracing::debug!(%error, "provider record not stored");
+        }
+    }
+
+    fn forget_provider(&mut self, gone: &Gone) {
+        self.swarm.behaviour_mut().kad(gone.dht).store_mut().remove_provider(&gone.key, &gone.provider);
+    }
+
+    /// Drops provider records that have expired.
+    pub(super) fn expire_providers(&mut self) {
+        for gone in self.providers.expire(Instant::now()) {
+            self.forget_provider(&gone);
+        }
+    }
+}
+
+/// Whether a record of a stranger may be stored under `key`. When there is no room, those that expired make it.
+fn has_room(records: &mut MemoryStore, key: &RecordKey) -> bool {
+    let is_free = |records: &MemoryStore| records.records().count() < RECORDS_MAX - RECORDS_RESERVED;
+    if records.get(key).is_some() || is_free(records) {
+        return true;
+    }
+    let now = Instant::now();
+    records.retain(|_, record| !record.is_expired(now));
+    is_free(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use libp2p::kad::store::MemoryStoreConfig;
+
+    use super::*;
+
+    fn full_of(expires: Instant) -> MemoryStore {
+        let config = MemoryStoreConfig { max_records: RECORDS_MAX, ..MemoryStoreConfig::default() };
+        let mut records = MemoryStore::with_config(PeerId::random(), config);
+        for n in 0..RECORDS_MAX - RECORDS_RESERVED {
+            let mut record = kad::Record::new(n.to_be_bytes().to_vec(), Vec::new());
+            record.expires = Some(expires);
+            records.put(record).unwrap();
+        }
+        records
+    }
+
+    #[test]
+    fn strangers_leave_room_for_what_is_followed() {
+        let mut records = full_of(Instant::now() + Duration::from_secs(60));
+        assert!(!has_room(&mut records, &RecordKey::new(b"new")));
+        assert!(
+            has_room(&mut records, &RecordKey::new(&0_usize.to_be_bytes())),
+            "one that is there is replaced"
+        );
+        records.put(kad::Record::new(b"followed".to_vec(), Vec::new())).unwrap();
+    }
+
+    #[test]
+    fn what_expired_makes_room() {
+        let mut records = full_of(Instant::now());
+        assert!(has_room(&mut records, &RecordKey::new(b"new")));
+        assert_eq!(records.records().count(), 0);
     }
 }

@@ -52,6 +52,12 @@ impl Setup {
         self
     }
 
+    /// Dials whoever is at `address`, which ends with a peer id.
+    pub fn dials(mut self, address: &str) -> Self {
+        self.bootstrap.push(address.to_owned());
+        self
+    }
+
     /// Has `name` among its readonly roots.
     pub fn reads(mut self, name: &str) -> Self {
         self.readonly.push(name.to_owned());
@@ -125,6 +131,20 @@ impl Daemon {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// The memory that it has in use.
+    pub fn memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// What `shoal status --json` says.
+    pub fn status(&self) -> shoal::api::Status {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        let output = command.args(["status", "--json", "--config"]).arg(self.config()).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     pub fn config(&self) -> PathBuf {

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffers::Buffers;
 use super::ledger::Ledgers;
-use super::message::Version;
+use super::message::{MESSAGE_BYTES_MAX, Version};
 use super::session::{Effects, Failure, FetchId, Sessions};
 use super::{BitswapLimits, BitswapStats, receive, send};
 use crate::ipfs::{IpfsError, Want};
@@ -277,6 +277,16 @@ impl Inner {
             });
         }
         result
+    }
+
+    /// Whether a peer broke the protocol lately.
+    pub(super) fn has_left(&self, peer: &PeerId) -> bool {
+        self.lock().sessions.has_left(peer)
+    }
+
+    /// Whether messages wait for memory to be received in.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.receiving.available_permits() < MESSAGE_BYTES_MAX / 1024
     }
 
     /// The link of a peer, made if it is new.

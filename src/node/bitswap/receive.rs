@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::AsyncReadExt;
 use libp2p::swarm::Stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::exchange::{Inner, Link};
@@ -19,6 +21,13 @@ const READ_BYTES: usize = 64 * 1024;
 /// The longest length prefix of a message that may be read.
 const LENGTH_BYTES_MAX: usize = 4;
 
+/// While others wait for memory to receive in, a message is given up that does not bring so many bytes …
+const CROWDED_BYTES_MIN: usize = 16 * 1024;
+/// … each time that this has passed; and if it brings none, so is its peer.
+const CROWDED_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a peer that was left may still send in one message: wants, no blocks.
+const LEFT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
 /// Why a stream is given up.
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
@@ -29,6 +38,10 @@ enum ReadError {
     Message(#[from] MessageError),
     #[error("the peer took too long to send a message")]
     Timeout,
+    #[error("the peer held memory that others waited for")]
+    Hoarding,
+    #[error("a peer that was left sent a message of {0} bytes")]
+    Left(usize),
     #[error("the exchange is closed")]
     Closed,
 }
@@ -53,7 +66,7 @@ pub(super) async fn accept(
             let read = link.gone.run_until_cancelled(read(&inner, &link, stream));
             if let Some(Some(Err(error))) = stop.run_until_cancelled(read).await {
                 tracing::debug!(peer.id = %link.peer, %error, "bitswap stream ended");
-                if matches!(error, ReadError::Message(_)) {
+                if matches!(error, ReadError::Message(_) | ReadError::Hoarding) {
                     inner.change(Some(&link.peer), |state, now| state.sessions.misbehaved(link.peer, now));
                 }
             }
@@ -65,6 +78,9 @@ pub(super) async fn accept(
 async fn read(inner: &Arc<Inner>, link: &Arc<Link>, mut stream: Stream) -> Result<(), ReadError> {
     stream.ignore_for_keep_alive();
     while let Some(size_bytes) = read_length(inner, &mut stream).await? {
+        if size_bytes > LEFT_MESSAGE_BYTES_MAX && inner.has_left(&link.peer) {
+            return Err(ReadError::Left(size_bytes));
+        }
         let permits = [
             reserve(&link.receiving, size_bytes).await?,
             // After that of the peer, so that a peer that waits for itself holds nothing that others need.
@@ -121,18 +137,41 @@ async fn read_body(
     size_bytes: usize,
 ) -> Result<Bytes, ReadError> {
     let mut body = inner.buffers.take(size_bytes);
+    let (mut pace, mut idle) = (Pace::new(), Duration::ZERO);
     while body.filled() < size_bytes {
         let read = stream.read(body.space(size_bytes, READ_BYTES));
-        let read_bytes = tokio::time::timeout(inner.limits.stall_timeout, read)
-            .await
-            .map_err(|_| ReadError::Timeout)??;
+        let Ok(read) = tokio::time::timeout_at(pace.until, read).await else {
+            idle = if pace.read_bytes == 0 { idle + CROWDED_TIMEOUT } else { Duration::ZERO };
+            if pace.read_bytes < CROWDED_BYTES_MIN && inner.is_crowded() {
+                return Err(if pace.read_bytes == 0 { ReadError::Hoarding } else { ReadError::Timeout });
+            }
+            if idle >= inner.limits.stall_timeout {
+                return Err(ReadError::Timeout);
+            }
+            pace = Pace::new();
+            continue;
+        };
+        let read_bytes = read?;
         if read_bytes == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
+        pace.read_bytes += read_bytes;
         body.advance(read_bytes);
         link.heard(inner);
     }
     Ok(body.freeze())
+}
+
+/// What came of a message in one [`CROWDED_TIMEOUT`].
+struct Pace {
+    until: Instant,
+    read_bytes: usize,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { until: Instant::now() + CROWDED_TIMEOUT, read_bytes: 0 }
+    }
 }
 
 /// Acts on a message. Its blocks are hashed on another thread while the next message is read; the permits, which

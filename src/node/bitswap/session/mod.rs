@@ -140,7 +140,8 @@ impl Sessions {
         !self.wants.is_empty() && !self.has_left(peer) && self.sources.contains_key(peer)
     }
 
-    fn has_left(&self, peer: &PeerId) -> bool {
+    /// Whether a peer broke the protocol, and is asked for nothing.
+    pub(super) fn has_left(&self, peer: &PeerId) -> bool {
         self.left.contains_key(peer)
     }
 

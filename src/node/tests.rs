@@ -1,0 +1,285 @@
+//! Whole nodes in one process, on loopback: records and providers in the DHT of private addresses, and peers that are
+//! remembered.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use libp2p::Multiaddr;
+use libp2p::identity::Keypair;
+use tempfile::TempDir;
+
+use super::{NodeClient, NodeConfig, start};
+use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipld::block::RAW;
+use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::ipld::{Block, Cid};
+use crate::store::{Store, StoreOptions};
+use crate::tasks::Tasks;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Node {
+    client: NodeClient,
+    store: Store,
+    tasks: Tasks,
+    key: Keypair,
+    folder: TempDir,
+}
+
+impl Node {
+    async fn start(bootstrap: &[&Node], followed: &[IpnsName]) -> Self {
+        Self::upon(TempDir::new().unwrap(), Keypair::generate_ed25519(), bootstrap, followed).await
+    }
+
+    async fn upon(folder: TempDir, key: Keypair, bootstrap: &[&Node], followed: &[IpnsName]) -> Self {
+        Self::listening("/ip4/127.0.0.1/tcp/0".parse().unwrap(), folder, key, bootstrap, followed).await
+    }
+
+    async fn listening(
+        address: Multiaddr,
+        folder: TempDir,
+        key: Keypair,
+        bootstrap: &[&Node],
+        followed: &[IpnsName],
+    ) -> Self {
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+        let tasks = Tasks::new();
+        let config = NodeConfig {
+            listen: vec![address],
+            announce: Vec::new(),
+            bootstrap: bootstrap.iter().map(|node| node.address()).collect(),
+            peers: Vec::new(),
+            followed: followed.to_vec(),
+            agent: "shoal/test".to_owned(),
+            connections_max: 100,
+        };
+        let client = start(&tasks, &store, key.clone(), config).await.unwrap();
+        let node = Self { client, store, tasks, key, folder };
+        for other in bootstrap {
+            until("the peers know of each other", || node.is_routable() && other.is_routable()).await;
+        }
+        node
+    }
+
+    fn address(&self) -> Multiaddr {
+        self.client.listen_addresses().swap_remove(0)
+    }
+
+    fn is_routable(&self) -> bool {
+        self.client.routable() > 0
+    }
+
+    async fn stop(self) -> (TempDir, Keypair) {
+        assert_eq!(self.tasks.shutdown(Duration::from_secs(10)).await, 0);
+        (self.folder, self.key)
+    }
+
+    fn keep(&self, block: &Block) {
+        self.store.blocks().put(block.cid().hash(), &[block.bytes().clone()]).unwrap();
+    }
+
+    async fn resolve(&self, name: &IpnsName) -> Result<u64, IpfsError> {
+        self.client.resolve(name).await.map(|record| record.sequence())
+    }
+}
+
+async fn until(what: &str, reached: impl Fn() -> bool) {
+    let waiting = async {
+        while !reached() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "never: {what}");
+}
+
+fn block(text: &'static str) -> Block {
+    Block::encode(RAW, Bytes::from_static(text.as_bytes()))
+}
+
+/// Somebody who signs records and runs no node.
+struct Author(Keypair);
+
+impl Author {
+    fn new() -> Self {
+        Self(Keypair::generate_ed25519())
+    }
+
+    fn name(&self) -> IpnsName {
+        IpnsName::from_peer_id(self.0.public().to_peer_id())
+    }
+
+    fn signs(&self, sequence: u64) -> IpnsRecord {
+        let until = Timestamp::now() + SignedDuration::from_hours(1);
+        let root = *block("root").cid();
+        IpnsRecord::sign(&self.0, &root, sequence, until, Duration::from_secs(60)).unwrap()
+    }
+}
+
+/// Leaves a record with a node that has nobody to give it to.
+async fn leave(node: &Node, record: &IpnsRecord) {
+    assert!(matches!(node.client.publish(record).await, Err(IpfsError::NoPeers(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_records_the_newest_wins_and_who_was_behind_gets_it() {
+    let author = Author::new();
+    let (old, new) = (Node::start(&[], &[]).await, Node::start(&[], &[]).await);
+    leave(&old, &author.signs(1)).await;
+    leave(&new, &author.signs(2)).await;
+    let asking = Node::start(&[&old, &new], &[]).await;
+    assert_eq!(asking.resolve(&author.name()).await.unwrap(), 2);
+
+    new.stop().await;
+    asking.stop().await;
+    let late = Node::start(&[&old], &[]).await;
+    assert_eq!(late.resolve(&author.name()).await.unwrap(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_record_replaces_no_newer_one_wherever_it_comes_from() {
+    let author = Author::new();
+    let holder = Node::start(&[], &[author.name()]).await;
+    leave(&holder, &author.signs(5)).await;
+    let mut told = holder.client.record_updates().subscribe();
+    let peer = Node::start(&[&holder], &[]).await;
+    peer.client.publish(&author.signs(4)).await.unwrap();
+    // Its own, too: a follower that was away puts again what it last knew.
+    let refused = holder.client.publish(&author.signs(3)).await.unwrap_err();
+    assert!(matches!(refused, IpfsError::Publish { .. }), "{refused}");
+    let late = Node::start(&[&holder], &[]).await;
+    assert_eq!(late.resolve(&author.name()).await.unwrap(), 5);
+
+    peer.client.publish(&author.signs(6)).await.unwrap();
+    let update = tokio::time::timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+    assert_eq!(update.sequence(), 6, "what was older is not told of");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_puts_an_older_record_is_told_of_the_newer_one() {
+    let author = Author::new();
+    let holder = Node::start(&[], &[]).await;
+    leave(&holder, &author.signs(5)).await;
+    let other_writer = Node::start(&[&holder], &[author.name()]).await;
+    let mut told = other_writer.client.record_updates().subscribe();
+    other_writer.client.publish(&author.signs(4)).await.unwrap();
+    let update = tokio::time::timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+    assert_eq!(update.sequence(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_records_of_followed_names_are_told_of() {
+    let (followed, other) = (Author::new(), Author::new());
+    let reader = Node::start(&[], &[followed.name()]).await;
+    let mut told = reader.client.record_updates().subscribe();
+    let peer = Node::start(&[&reader], &[]).await;
+    peer.client.publish(&other.signs(1)).await.unwrap();
+    peer.client.publish(&followed.signs(1)).await.unwrap();
+    let update = tokio::time::timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+    assert_eq!(*update.name(), followed.name());
+    // But they are kept for others.
+    peer.stop().await;
+    let late = Node::start(&[&reader], &[]).await;
+    assert_eq!(late.resolve(&other.name()).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_learned_by_asking_passes_the_record_on() {
+    let author = Author::new();
+    let first = Node::start(&[], &[]).await;
+    leave(&first, &author.signs(7)).await;
+    let follower = Node::start(&[&first], &[author.name()]).await;
+    assert_eq!(follower.resolve(&author.name()).await.unwrap(), 7);
+    first.stop().await;
+
+    let late = Node::start(&[&follower], &[]).await;
+    assert_eq!(late.resolve(&author.name()).await.unwrap(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_to_ask_is_not_the_same_as_nobody_knows() {
+    let (author, alone) = (Author::new(), Node::start(&[], &[]).await);
+    assert!(matches!(alone.resolve(&author.name()).await, Err(IpfsError::NoPeers(_))));
+    let peer = Node::start(&[&alone], &[]).await;
+    assert!(matches!(peer.resolve(&author.name()).await, Err(IpfsError::NoRecord(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_put_too_early_reaches_who_comes() {
+    let author = Author::new();
+    let hub = Node::start(&[], &[]).await;
+    let hub_address = hub.address();
+    let early = Node::start(&[], &[]).await;
+    let (put, ()) = futures::join!(
+        async {
+            early.client.dial(hub_address).await.unwrap();
+            early.client.publish(&author.signs(1)).await
+        },
+        until("they are connected", || hub.is_routable())
+    );
+    put.unwrap();
+    let late = Node::start(&[&hub], &[]).await;
+    assert_eq!(late.resolve(&author.name()).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_is_found_through_a_third_and_dialled() {
+    let hub = Node::start(&[], &[]).await;
+    let provider = Node::start(&[&hub], &[]).await;
+    let root = block("provided");
+    provider.keep(&root);
+    provider.client.provide(&[*root.cid()]).await.unwrap();
+    until("it is announced", || provider.client.stats().announcements_waiting == 0).await;
+
+    let fetching = Node::start(&[&hub], &[]).await;
+    let fetched = fetch(&fetching, *root.cid()).await;
+    assert_eq!(fetched, root);
+    let peers = fetching.client.stats().peers;
+    assert_eq!(peers, 2, "the provider was dialled");
+}
+
+/// Fetches as one who tries again: the announcement may still be on its way.
+async fn fetch(node: &Node, root: Cid) -> Block {
+    let trying = async {
+        loop {
+            match node.client.fetch(Want { cid: root, root }).await {
+                Ok(block) => return block,
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, trying).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announcements_wait_until_there_is_somebody_to_tell() {
+    let node = Node::start(&[], &[]).await;
+    let roots: Vec<Cid> = ["a", "b", "c"].map(|text| *block(text).cid()).to_vec();
+    node.client.provide(&roots).await.unwrap();
+    until("they are queued", || node.client.stats().announcements_waiting == 3).await;
+    let _peer = Node::start(&[&node], &[]).await;
+    until("they are announced", || node.client.stats().announcements_waiting == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_of_the_last_run_are_found_again() {
+    let hub = Node::start(&[], &[]).await;
+    let node = Node::start(&[&hub], &[]).await;
+    let (folder, key) = node.stop().await;
+    let node = Node::upon(folder, key, &[], &[]).await;
+    until("they are connected again", || node.is_routable()).await;
+    assert_eq!(node.client.stats().peers, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_lost_is_dialled_again() {
+    let hub = Node::start(&[], &[]).await;
+    let mut address = hub.address();
+    let node = Node::start(&[&hub], &[]).await;
+    let (folder, key) = hub.stop().await;
+    until("it is noticed", || node.client.stats().peers == 0).await;
+
+    address.pop();
+    let _hub = Node::listening(address, folder, key, &[], &[]).await;
+    until("they are connected again", || node.is_routable()).await;
+}
