@@ -29,13 +29,13 @@ use crate::tasks::Tasks;
 pub enum DaemonError {
     #[error(transparent)]
     Keystore(#[from] KeystoreError),
-    #[error("config key storage.ipfs.rootdirectory: {0}")]
+    #[error("config key storage.ipfs.rootdirectory")]
     Store(#[source] StoreError),
     #[error("config key http.addr or http.debug.addr: cannot listen on {addr}: {reason}")]
     Listen { addr: String, reason: String },
-    #[error("config key p2p: {}", chain(.0))]
+    #[error("config key p2p")]
     Node(#[from] NodeError),
-    #[error("config key storage.ipfs.{key}: {source}")]
+    #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
     #[error("cannot make the control socket: {0}")]
     Socket(std::io::Error),
