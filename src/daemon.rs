@@ -24,6 +24,9 @@ use crate::node::{self, NodeClient, NodeConfig, NodeError};
 use crate::store::{Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 
+/// What the parts below the servers have to end in, beyond what requests left of their time.
+const REST_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Why a daemon does not start, or does not end well. All but the last two are mended in the config or its surroundings.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -54,10 +57,11 @@ impl DaemonError {
 /// the line for standard output.
 pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(DaemonError::Socket)?;
-    let tasks = Tasks::new();
+    let (tasks, servers) = (Tasks::new(), Tasks::new());
     let running = tokio::select! {
-        started = start(&tasks, config.clone()) => started?,
+        started = start(&tasks, &servers, config.clone()) => started?,
         () = stop.wait() => {
+            servers.shutdown(Duration::ZERO).await;
             tasks.shutdown(Duration::ZERO).await;
             return Ok(());
         }
@@ -65,16 +69,8 @@ pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonE
     ready(&running.ready_line());
     stop.wait().await;
     tracing::info!("stopping");
-    let ending = async {
-        let aborted = tasks.shutdown(config.limits.stop_timeout).await;
-        if aborted > 0 {
-            tracing::warn!(tasks = aborted, "not everything ended in time");
-        }
-        let store = running.store.clone();
-        off_thread(move || store.close()).await
-    };
     let ended = tokio::select! {
-        ended = ending => ended,
+        ended = end(&running, config.limits.stop_timeout) => ended,
         () = stop.wait() => {
             tracing::warn!("stopped at once");
             return Ok(());
@@ -83,6 +79,22 @@ pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonE
     // A socket that is left behind is replaced at the next start.
     let _ = std::fs::remove_file(config.store.root_directory.join(api::SOCKET));
     ended.map_err(DaemonError::Store)
+}
+
+/// Stops in reverse: requests that run are finished first, with everything below them still at work; within
+/// `drain_timeout`, and [`REST_TIMEOUT`] for the rest.
+async fn end(running: &Running, drain_timeout: Duration) -> Result<(), StoreError> {
+    let begun = Instant::now();
+    let aborted = running.servers.shutdown(drain_timeout).await;
+    if aborted > 0 {
+        tracing::warn!(tasks = aborted, "requests were cut off that did not end within the time of a stop");
+    }
+    let aborted = running.tasks.shutdown(drain_timeout.saturating_sub(begun.elapsed()) + REST_TIMEOUT).await;
+    if aborted > 0 {
+        tracing::warn!(tasks = aborted, "not everything ended in time");
+    }
+    let store = running.store.clone();
+    off_thread(move || store.close()).await
 }
 
 /// SIGTERM and SIGINT.
@@ -110,11 +122,13 @@ struct Running {
     node: NodeClient,
     mirror: Mirror,
     tasks: Tasks,
+    /// Listeners and their connections, which stop before the others.
+    servers: Tasks,
     registry: SocketAddr,
     started_at: Instant,
 }
 
-async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
+async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
     let (registry, debug) = listen(&config.http).await?;
     let root_directory = config.store.root_directory.clone();
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
@@ -148,13 +162,14 @@ async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonErro
         node,
         mirror: mirror.clone(),
         tasks: tasks.clone(),
+        servers: servers.clone(),
         registry: address(&registry)?,
         started_at: Instant::now(),
     });
     let metrics = Metrics::default();
     let limits = server_limits(&config.limits);
     serve(
-        tasks,
+        servers,
         "registry",
         Listener::Tcp(registry),
         crate::http::router(mirror.clone(), metrics.clone()),
@@ -162,11 +177,12 @@ async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonErro
     );
     let control = control_router(mirror.clone(), metrics.clone(), running.clone());
     let socket = control_socket(&config.store.root_directory).map_err(DaemonError::Socket)?;
-    serve(tasks, "control", Listener::Unix(socket), control, limits);
+    serve(servers, "control", Listener::Unix(socket), control, limits);
     if let Some(debug) = debug {
         let at = address(&debug)?;
         tracing::info!(address = %at, "serving metrics, health and status");
-        serve(tasks, "debug", Listener::Tcp(debug), debug_router(mirror, metrics, running.clone()), limits);
+        let pages = debug_router(mirror, metrics, running.clone());
+        serve(servers, "debug", Listener::Tcp(debug), pages, limits);
     }
     Ok(running)
 }
@@ -285,7 +301,7 @@ impl Daemon for Running {
                 received_bytes: node.bitswap.bytes_received,
                 sent_bytes: node.bitswap.bytes_sent,
             },
-            tasks: self.tasks.len(),
+            tasks: self.tasks.len() + self.servers.len(),
         }
     }
 
