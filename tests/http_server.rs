@@ -149,6 +149,26 @@ async fn lines_are_json_with_the_fields_of_the_operator_and_none_for_requests_th
 }
 
 #[tokio::test]
+async fn metrics_are_where_the_operator_wants_them() {
+    for (prometheus, path, other) in [
+        ("{path: /internal/metrics}", Some("/internal/metrics"), "/metrics"),
+        ("{enabled: false}", None, "/metrics"),
+    ] {
+        let debug = format!("debug: {{addr: '127.0.0.1:0', prometheus: {prometheus}}}");
+        let daemon = daemon().http(&debug).start();
+        let line = daemon.logs("serving metrics").await;
+        let address = line.split("address=").nth(1).unwrap();
+        let get =
+            async |path: &str| daemon.client.get(format!("http://{address}{path}")).send().await.unwrap();
+        assert_eq!(get(other).await.status(), StatusCode::NOT_FOUND);
+        assert_eq!(get("/healthz").await.status(), StatusCode::OK);
+        if let Some(path) = path {
+            assert!(get(path).await.text().await.unwrap().contains("shoal_http_requests_total"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn who_trickles_a_header_is_let_go() {
     let daemon = daemon().start();
     let mut socket = TcpStream::connect(daemon.socket()).await.unwrap();

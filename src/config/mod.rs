@@ -100,7 +100,7 @@ impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             connections_max: 12_288,
-            handshakes_max: 512,
+            handshakes_max: 4096,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             header_bytes_max: 64 * 1024,
