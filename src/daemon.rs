@@ -1,20 +1,23 @@
 //! Where parts meet: opens the store, starts in order, stops in reverse.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
-use crate::config::{Config, HttpConfig, Limits};
+use crate::config::{Config, Net};
+use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
-use crate::http::server::{Listener, ServerLimits, serve};
+use crate::http::listen::{self, ListenError};
+use crate::http::public::public;
+use crate::http::server::{Listener, serve};
+use crate::http::tls::{Tls, TlsError};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
@@ -24,18 +27,23 @@ use crate::node::{self, NodeClient, NodeConfig, NodeError};
 use crate::store::{Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 
+/// What the parts below the servers have to end in, beyond what requests left of their time.
+const REST_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Why a daemon does not start, or does not end well. All but the last two are mended in the config or its surroundings.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error(transparent)]
     Keystore(#[from] KeystoreError),
-    #[error("config key storage.ipfs.rootdirectory: {0}")]
+    #[error("config key storage.ipfs.rootdirectory")]
     Store(#[source] StoreError),
-    #[error("config key http.addr or http.debug.addr: cannot listen on {addr}: {reason}")]
-    Listen { addr: String, reason: String },
-    #[error("config key p2p: {}", chain(.0))]
+    #[error("config key {key}")]
+    Listen { key: &'static str, source: ListenError },
+    #[error("config key http.tls")]
+    Tls(#[source] TlsError),
+    #[error("config key p2p")]
     Node(#[from] NodeError),
-    #[error("config key storage.ipfs.{key}: {source}")]
+    #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
     #[error("cannot make the control socket: {0}")]
     Socket(std::io::Error),
@@ -54,10 +62,11 @@ impl DaemonError {
 /// the line for standard output.
 pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(DaemonError::Socket)?;
-    let tasks = Tasks::new();
+    let (tasks, servers) = (Tasks::new(), Tasks::new());
     let running = tokio::select! {
-        started = start(&tasks, config.clone()) => started?,
+        started = start(&tasks, &servers, config.clone()) => started?,
         () = stop.wait() => {
+            servers.shutdown(Duration::ZERO).await;
             tasks.shutdown(Duration::ZERO).await;
             return Ok(());
         }
@@ -65,16 +74,8 @@ pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonE
     ready(&running.ready_line());
     stop.wait().await;
     tracing::info!("stopping");
-    let ending = async {
-        let aborted = tasks.shutdown(config.limits.stop_timeout).await;
-        if aborted > 0 {
-            tracing::warn!(tasks = aborted, "not everything ended in time");
-        }
-        let store = running.store.clone();
-        off_thread(move || store.close()).await
-    };
     let ended = tokio::select! {
-        ended = ending => ended,
+        ended = end(&running, config.http.drain_timeout) => ended,
         () = stop.wait() => {
             tracing::warn!("stopped at once");
             return Ok(());
@@ -82,7 +83,26 @@ pub async fn run(config: Config, ready: impl FnOnce(&str)) -> Result<(), DaemonE
     };
     // A socket that is left behind is replaced at the next start.
     let _ = std::fs::remove_file(config.store.root_directory.join(api::SOCKET));
+    if config.http.net == Net::Unix {
+        let _ = std::fs::remove_file(&config.http.addr);
+    }
     ended.map_err(DaemonError::Store)
+}
+
+/// Stops in reverse: requests that run are finished first, with everything below them still at work; within
+/// `drain_timeout`, and [`REST_TIMEOUT`] for the rest.
+async fn end(running: &Running, drain_timeout: Duration) -> Result<(), StoreError> {
+    let begun = Instant::now();
+    let aborted = running.servers.shutdown(drain_timeout).await;
+    if aborted > 0 {
+        tracing::warn!(tasks = aborted, "requests were cut off that did not end within http.draintimeout");
+    }
+    let aborted = running.tasks.shutdown(drain_timeout.saturating_sub(begun.elapsed()) + REST_TIMEOUT).await;
+    if aborted > 0 {
+        tracing::warn!(tasks = aborted, "not everything ended in time");
+    }
+    let store = running.store.clone();
+    off_thread(move || store.close()).await
 }
 
 /// SIGTERM and SIGINT.
@@ -110,17 +130,35 @@ struct Running {
     node: NodeClient,
     mirror: Mirror,
     tasks: Tasks,
-    registry: SocketAddr,
+    /// Listeners and their connections, which stop before the others.
+    servers: Tasks,
+    /// The URL of the registry.
+    registry: String,
     started_at: Instant,
 }
 
-async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
-    let (registry, debug) = listen(&config.http).await?;
+async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
+    let mut limits = config.limits.http;
+    limits.connections_max = listen::connections_that_fit(limits.connections_max);
+    let wrong = |key| move |source| DaemonError::Listen { key, source };
+    let debug = match &config.http.debug_addr {
+        Some(addr) => Some(listen::tcp(addr).await.map_err(wrong("http.debug.addr"))?),
+        None => None,
+    };
+    let (registry, registry_url) = listen::registry(&config.http).await.map_err(wrong("http.addr"))?;
     let root_directory = config.store.root_directory.clone();
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
     let store = store.map_err(DaemonError::Store)?;
     let keystore = Keystore::open(&config.store.root_directory)?;
     let (identity, fresh) = keystore.get_or_generate(SELF)?;
+    let tls = match &config.http.tls {
+        Some(tls) => {
+            let folder = config.store.root_directory.join("tls");
+            let tls = Tls::start(tasks, tls.clone(), config.http.http2, folder, &limits).await;
+            Some(tls.map_err(DaemonError::Tls)?)
+        }
+        None => None,
+    };
     let signer = signer(&keystore, &config, fresh)?;
     let readonly = readonly(&keystore, &config)?;
 
@@ -150,51 +188,23 @@ async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonErro
         node,
         mirror: mirror.clone(),
         tasks: tasks.clone(),
-        registry: address(&registry)?,
+        servers: servers.clone(),
+        registry: registry_url,
         started_at: Instant::now(),
     });
     let metrics = Metrics::default();
-    let limits = server_limits(&config.limits);
-    serve(
-        tasks,
-        "registry",
-        Listener::Tcp(registry),
-        crate::http::router(mirror.clone(), metrics.clone()),
-        limits,
-    );
+    let router = public(crate::http::router(mirror.clone(), metrics.clone()), &config.http);
+    let router = if config.log.access { logged(router) } else { router };
+    serve(servers, "registry", registry, router, tls, limits);
     let control = control_router(mirror.clone(), metrics.clone(), running.clone());
     let socket = control_socket(&config.store.root_directory).map_err(DaemonError::Socket)?;
-    serve(tasks, "control", Listener::Unix(socket), control, limits);
-    if let Some(debug) = debug {
-        let at = address(&debug)?;
-        tracing::info!(address = %at, "serving metrics, health and status");
-        serve(tasks, "debug", Listener::Tcp(debug), debug_router(mirror, metrics, running.clone()), limits);
+    serve(servers, "control", Listener::Unix(socket), control, None, limits);
+    if let Some((debug, address)) = debug {
+        tracing::info!(%address, "serving metrics, health and status");
+        let pages = debug_router(mirror, metrics, running.clone(), config.http.metrics_path.as_deref());
+        serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
-}
-
-async fn listen(http: &HttpConfig) -> Result<(TcpListener, Option<TcpListener>), DaemonError> {
-    let bind = async |addr: &str| {
-        let bound = TcpListener::bind(addr).await;
-        bound.map_err(|error| DaemonError::Listen { addr: addr.to_owned(), reason: error.to_string() })
-    };
-    let debug = match &http.debug_addr {
-        Some(addr) => Some(bind(addr).await?),
-        None => None,
-    };
-    Ok((bind(&http.addr).await?, debug))
-}
-
-fn address(listener: &TcpListener) -> Result<SocketAddr, DaemonError> {
-    listener.local_addr().map_err(DaemonError::Socket)
-}
-
-fn server_limits(limits: &Limits) -> ServerLimits {
-    ServerLimits {
-        connections_max: limits.http_connections_max,
-        header_timeout: limits.http_header_timeout,
-        buffer_bytes_max: limits.http_buffer_bytes_max,
-    }
 }
 
 fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
@@ -232,7 +242,7 @@ impl Running {
     fn ready_line(&self) -> String {
         let addresses: Vec<String> = self.node.listen_addresses().iter().map(ToString::to_string).collect();
         let ipns = self.mirror.status().own.map(|own| own.name.to_string()).unwrap_or_default();
-        format!("ready registry=http://{} p2p={} ipns={ipns}", self.registry, addresses.join(","))
+        format!("ready registry={} p2p={} ipns={ipns}", self.registry, addresses.join(","))
     }
 }
 
@@ -287,7 +297,7 @@ impl Daemon for Running {
                 received_bytes: node.bitswap.bytes_received,
                 sent_bytes: node.bitswap.bytes_sent,
             },
-            tasks: self.tasks.len(),
+            tasks: self.tasks.len() + self.servers.len(),
         }
     }
 

@@ -16,6 +16,7 @@
 //! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing | `oci`, `ipld`, `ipfs`, `store`, `dag` |
 //! | [`http`] | the registry API, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `mirror`, `api` |
 //! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
+//! | [`logging`] | how log lines are written | nothing of ours |
 //! | [`keystore`] | key files | `ipld` |
 //! | [`api`] | what daemon and command line say to each other | nothing of ours |
 //! | [`cli`] | the command line | `config`, `keystore`, `oci`, `api` |
@@ -70,6 +71,7 @@ pub mod http;
 pub mod ipfs;
 pub mod ipld;
 pub mod keystore;
+pub mod logging;
 pub mod metrics;
 pub mod mirror;
 pub mod node;

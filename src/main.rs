@@ -1,13 +1,12 @@
 //! Reads arguments and config, runs the command, turns its result into an exit code: 0 done, 1 failed, 2 bad config.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
 use shoal::cli::{self, Arguments};
-use shoal::config::{Config, LogConfig};
-use shoal::daemon;
-use tracing_subscriber::EnvFilter;
+use shoal::config::Config;
+use shoal::{daemon, logging};
 
 /// Blocks of a mebibyte come and go: glibc gives their pages back and takes them again each time.
 #[global_allocator]
@@ -19,7 +18,7 @@ fn main() -> ExitCode {
 
 /// Runs the daemon to its end.
 fn serve(config: Config) -> Result<(), (u8, String)> {
-    log(&config.log);
+    logging::start(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| (1, format!("cannot start the runtime: {error}")))?;
     let ready = |line: &str| {
@@ -31,16 +30,4 @@ fn serve(config: Config) -> Result<(), (u8, String)> {
         let code = if error.is_config() { 2 } else { 1 };
         (code, format!("{:#}", anyhow::Error::from(error)))
     })
-}
-
-/// Logs go to standard error. Ours at the level of the config, those of libraries from `warn` on.
-fn log(config: &LogConfig) {
-    // A node without peers is nothing that Kademlia needs to warn of each time it looks for some.
-    let filter = EnvFilter::new(format!("warn,libp2p_kad=error,shoal={}", config.level.as_str()));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    if config.json { builder.json().init() } else { builder.init() }
 }

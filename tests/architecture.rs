@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mirror", &["oci", "ipld", "ipfs", "store", "dag"]),
     ("http", &["oci", "mirror", "api"]),
     ("keystore", &["ipld"]),
+    ("logging", &[]),
     ("cli", &["config", "keystore", "oci", "api"]),
 ];
 const PURE: &[&str] = &["oci", "ipld"];

@@ -9,8 +9,7 @@ use libp2p::multiaddr::Protocol;
 use serde_json::Value;
 
 use super::{
-    Config, ConfigError, HttpConfig, Limits, LogConfig, LogLevel, NamesConfig, P2pConfig, StoreConfig,
-    Validation, Warning, raw,
+    Config, ConfigError, Limits, NamesConfig, P2pConfig, StoreConfig, Validation, Warning, http, log, raw,
 };
 
 /// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
@@ -32,8 +31,8 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
     refuse_unsupported(&raw, warnings)?;
     let storage = raw.storage.ipfs;
     Ok(Config {
-        log: log(raw.log)?,
-        http: http(raw.http)?,
+        log: log::check(raw.log)?,
+        http: http::check(raw.http)?,
         store: StoreConfig {
             root_directory: root_directory(storage.rootdirectory),
             delete_enabled: raw.storage.delete.enabled.unwrap_or(true),
@@ -75,8 +74,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
             "leave it empty",
         ),
         ("storage.ipfs.quota", text(&raw.storage.ipfs.quota), "leave it empty for no limit"),
-        ("http.tls.certificate", text(&raw.http.tls.certificate), "put a proxy with TLS in front"),
-        ("http.tls.key", text(&raw.http.tls.key), "put a proxy with TLS in front"),
         ("p2p.swarmkey", text(&raw.p2p.swarmkey), "leave it empty for the public network"),
     ];
     for (key, value, instead) in refused {
@@ -111,45 +108,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
         }
     }
     Ok(())
-}
-
-fn log(raw: raw::Log) -> Result<LogConfig, ConfigError> {
-    let level = match raw.level.as_deref().unwrap_or("info") {
-        "error" => LogLevel::Error,
-        "warn" => LogLevel::Warn,
-        "info" => LogLevel::Info,
-        "debug" => LogLevel::Debug,
-        "trace" => LogLevel::Trace,
-        other => {
-            return Err(value_error(
-                "log.level",
-                other,
-                "one of error, warn, info, debug, trace is expected",
-            ));
-        }
-    };
-    let json = match raw.formatter.as_deref().unwrap_or("text") {
-        "text" => false,
-        "json" => true,
-        other => return Err(value_error("log.formatter", other, "text or json is expected")),
-    };
-    Ok(LogConfig { level, json })
-}
-
-fn http(raw: raw::Http) -> Result<HttpConfig, ConfigError> {
-    let addr = raw.addr.unwrap_or_else(|| "127.0.0.1:5000".to_owned());
-    let debug_addr =
-        Some(raw.debug.addr.unwrap_or_else(|| "127.0.0.1:5001".to_owned())).filter(|addr| !addr.is_empty());
-    let debug_addr = debug_addr.map(|addr| host_and_port("http.debug.addr", &addr)).transpose()?;
-    Ok(HttpConfig { addr: host_and_port("http.addr", &addr)?, debug_addr })
-}
-
-/// `:5000` means every address, as Go has it.
-fn host_and_port(key: &str, addr: &str) -> Result<String, ConfigError> {
-    let wrong = || value_error(key, addr, "HOST:PORT is expected, such as 127.0.0.1:5000");
-    let (host, port) = addr.rsplit_once(':').ok_or_else(wrong)?;
-    port.parse::<u16>().map_err(|_| wrong())?;
-    Ok(if host.is_empty() { format!("0.0.0.0:{port}") } else { addr.to_owned() })
 }
 
 fn root_directory(configured: Option<String>) -> PathBuf {
@@ -231,6 +189,6 @@ fn peers(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
     Ok(addresses)
 }
 
-fn value_error(key: &str, value: &str, reason: &str) -> ConfigError {
+pub(super) fn value_error(key: &str, value: &str, reason: &str) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), value: value.to_owned(), reason: reason.to_owned() }
 }

@@ -5,6 +5,8 @@
 
 mod check;
 mod env;
+mod http;
+mod log;
 mod raw;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +15,9 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 use serde_json::Value;
+
+pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
+pub use log::{LogConfig, LogLevel};
 
 /// Every key with its default, and what each means.
 pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
@@ -27,42 +32,6 @@ pub struct Config {
     pub names: NamesConfig,
     pub p2p: P2pConfig,
     pub limits: Limits,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    pub level: LogLevel,
-    pub json: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl LogLevel {
-    /// The word of the config and of log filters.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpConfig {
-    /// `HOST:PORT` of the registry.
-    pub addr: String,
-    /// The same of metrics, health and status; `None`: off.
-    pub debug_addr: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +73,8 @@ pub struct P2pConfig {
 pub struct Limits {
     pub uploads_max: usize,
     pub upload_idle_timeout: Duration,
-    pub http_connections_max: usize,
-    pub http_header_timeout: Duration,
-    pub http_buffer_bytes_max: usize,
+    pub http: HttpLimits,
     pub p2p_connections_max: u32,
-    /// From the first signal to the end, whatever runs.
-    pub stop_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -117,11 +82,44 @@ impl Default for Limits {
         Self {
             uploads_max: 1024,
             upload_idle_timeout: Duration::from_secs(3600),
-            http_connections_max: 8192,
-            http_header_timeout: Duration::from_secs(30),
-            http_buffer_bytes_max: 512 * 1024,
+            http: HttpLimits::default(),
             p2p_connections_max: 512,
-            stop_timeout: Duration::from_secs(8),
+        }
+    }
+}
+
+/// What one listener and its connections may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    pub connections_max: usize,
+    /// Handshakes of TLS that run at once; further ones wait, within their time-out.
+    pub handshakes_max: usize,
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request to the end of its header.
+    pub header_timeout: Duration,
+    pub header_bytes_max: usize,
+    /// Of what is read ahead of a request's body, and of what waits to be written.
+    pub buffer_bytes_max: usize,
+    /// A connection on which nothing is asked.
+    pub idle_timeout: Duration,
+    /// A request's body of which no byte comes.
+    pub body_stall_timeout: Duration,
+    /// An answer of which the client takes nothing.
+    pub send_stall_timeout: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 12_288,
+            handshakes_max: 4096,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            header_bytes_max: 64 * 1024,
+            buffer_bytes_max: 512 * 1024,
+            idle_timeout: Duration::from_secs(300),
+            body_stall_timeout: Duration::from_secs(60),
+            send_stall_timeout: Duration::from_secs(600),
         }
     }
 }
@@ -206,26 +204,13 @@ fn key_path(path: &str) -> String {
 
 /// Keys of distribution's own schema that mean nothing to this daemon.
 const OF_DISTRIBUTION: &[&str] = &[
-    "log.accesslog",
-    "log.fields",
     "log.hooks",
     "log.reportcaller",
     "loglevel",
-    "http.debug.prometheus",
-    "http.draintimeout",
     "http.h2c",
-    "http.headers",
-    "http.host",
-    "http.http2",
-    "http.net",
-    "http.prefix",
-    "http.relativeurls",
     "http.secret",
     "http.tls.ciphersuites",
-    "http.tls.clientauth",
-    "http.tls.clientcas",
     "http.tls.letsencrypt",
-    "http.tls.minimumtls",
     "storage.azure",
     "storage.cache",
     "storage.filesystem",

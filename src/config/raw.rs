@@ -1,8 +1,10 @@
 //! The file as it is written: distribution's schema, and our own sections beside it. Nothing is checked here but types.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The whole file. A section that is absent or empty has its defaults.
 #[derive(Debug, Default, Deserialize)]
@@ -35,12 +37,32 @@ pub(super) struct Raw {
 pub(super) struct Log {
     pub(super) level: Option<String>,
     pub(super) formatter: Option<String>,
+    #[serde(deserialize_with = "section")]
+    pub(super) fields: Map<String, Value>,
+    #[serde(deserialize_with = "section")]
+    pub(super) accesslog: Switch,
+}
+
+/// A section that says whether something is off.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Switch {
+    pub(super) disabled: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Http {
     pub(super) addr: Option<String>,
+    pub(super) net: Option<String>,
+    pub(super) prefix: Option<String>,
+    pub(super) host: Option<String>,
+    pub(super) relativeurls: Option<bool>,
+    #[serde(deserialize_with = "section")]
+    pub(super) headers: Headers,
+    pub(super) draintimeout: Option<String>,
+    #[serde(deserialize_with = "section")]
+    pub(super) http2: Switch,
     #[serde(deserialize_with = "section")]
     pub(super) debug: Debug,
     #[serde(deserialize_with = "section")]
@@ -51,6 +73,37 @@ pub(super) struct Http {
 #[serde(default)]
 pub(super) struct Debug {
     pub(super) addr: Option<String>,
+    #[serde(deserialize_with = "section")]
+    pub(super) prometheus: Prometheus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Prometheus {
+    pub(super) enabled: Option<bool>,
+    pub(super) path: Option<String>,
+}
+
+/// Names of headers with their values.
+pub(super) type Headers = BTreeMap<String, HeaderValues>;
+
+/// A list, or one value alone: unlike other lists it may have commas.
+#[derive(Debug)]
+pub(super) struct HeaderValues(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for HeaderValues {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a list of strings is expected")]
+        enum Values {
+            Many(Vec<String>),
+            One(String),
+        }
+        Ok(Self(match Values::deserialize(deserializer)? {
+            Values::Many(values) => values,
+            Values::One(value) => vec![value],
+        }))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -58,6 +111,11 @@ pub(super) struct Debug {
 pub(super) struct Tls {
     pub(super) certificate: Option<String>,
     pub(super) key: Option<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) clientcas: Option<Vec<String>>,
+    pub(super) clientauth: Option<String>,
+    pub(super) minimumtls: Option<String>,
+    pub(super) selfsigned: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -46,14 +46,22 @@ pub fn control_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>)
         .with_state(Shared { mirror, metrics, daemon })
 }
 
-/// What monitoring asks: nothing here changes anything.
-pub fn debug_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>) -> Router {
-    Router::new()
+/// What monitoring asks: nothing here changes anything. The metrics are at `metrics_path`, if they are anywhere.
+pub fn debug_router(
+    mirror: Mirror,
+    metrics: Metrics,
+    daemon: Arc<dyn Daemon>,
+    metrics_path: Option<&str>,
+) -> Router {
+    let pages = Router::new()
         .route("/", get(page))
         .route("/status", get(status))
-        .route("/metrics", get(metrics_page))
-        .route("/healthz", get(async || "ok\n"))
-        .with_state(Shared { mirror, metrics, daemon })
+        .route("/healthz", get(async || "ok\n"));
+    let pages = match metrics_path {
+        Some(path) => pages.route(path, get(metrics_page)),
+        None => pages,
+    };
+    pages.with_state(Shared { mirror, metrics, daemon })
 }
 
 async fn status(State(shared): State<Shared>) -> Json<api::Status> {

@@ -1,11 +1,14 @@
 //! What failed → code and status, one table. The client gets the code of the specification; the log gets the chain of
 //! causes, once, here.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RANGE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::guard::BodyStalled;
 use crate::mirror::{MirrorError, chain};
 use crate::oci::ErrorCode;
 use crate::oci::name::NameError;
@@ -24,6 +27,8 @@ pub(super) enum Failure {
     Range { size_bytes: u64 },
     #[error("{0}")]
     BadUpload(String),
+    #[error("there is no answer after {} s: try again later", .0.as_secs())]
+    Late(Duration),
 }
 
 /// What is not there.
@@ -53,6 +58,7 @@ impl Failure {
             Self::Unknown(Thing::Repository, _) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid),
             Self::BadUpload(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
+            Self::Late(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         }
     }
 }
@@ -70,6 +76,9 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         // Not 429: containerd repeats that at once, five times.
         MirrorError::TooManyUploads(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::TooManyRequests),
         MirrorError::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
+        MirrorError::Body(error) if BodyStalled::is_cause_of(error) => {
+            (StatusCode::REQUEST_TIMEOUT, ErrorCode::BlobUploadInvalid)
+        }
         MirrorError::Body(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
         MirrorError::ManifestInvalid(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
         MirrorError::ManifestTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::ManifestInvalid),

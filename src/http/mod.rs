@@ -1,11 +1,18 @@
 //! axum in, [`Mirror`] out: the registry API of the OCI distribution specification 1.1, and the control socket.
 
+pub mod access_log;
+mod connection;
 pub mod control;
+mod deadline;
 mod error;
+mod guard;
+pub mod listen;
 mod listing;
+pub mod public;
 mod pull;
 mod push;
 pub mod server;
+pub mod tls;
 
 use std::time::Instant;
 
@@ -19,6 +26,7 @@ use axum::response::{IntoResponse, Response};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::Route;
+use deadline::in_time;
 use error::Failure;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -42,7 +50,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     shared.metrics.http_requests.inc();
     let route = Route::parse(method.as_str(), uri.path(), uri.query());
     let outcome = match route {
-        Ok(route) => dispatch(shared, route, request).await,
+        Ok(route) => in_time((&route).into(), dispatch(shared, route, request)).await,
         Err(error) => Err(error.into()),
     };
     let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
@@ -93,3 +101,6 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: impl AsRef<str>) {
         headers.insert(name, value);
     }
 }
+
+#[cfg(test)]
+mod tests;

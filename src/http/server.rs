@@ -1,30 +1,18 @@
 //! The accept loop: connections, with the limits that `axum::serve` does not have.
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
-use tower::ServiceExt;
+use tokio_util::sync::CancellationToken;
 
+use super::connection::{Client, Protocol, Server, Socket};
+use super::tls::Tls;
+use crate::config::HttpLimits;
 use crate::tasks::Tasks;
-
-/// What connections may cost.
-#[derive(Clone, Copy, Debug)]
-pub struct ServerLimits {
-    pub connections_max: usize,
-    /// From the first byte of a request to the end of its header.
-    pub header_timeout: Duration,
-    /// Of a request's header and of what is read ahead of its body.
-    pub buffer_bytes_max: usize,
-}
 
 /// A listener of either kind.
 pub enum Listener {
@@ -35,75 +23,72 @@ pub enum Listener {
 /// Pause after the system refused a connection, for want of file handles say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` until the daemon stops; requests that run then are finished within its grace period.
-pub fn serve(tasks: &Tasks, name: &'static str, listener: Listener, router: Router, limits: ServerLimits) {
-    let connections = tasks.clone();
+/// Serves `router` until the daemon stops: then the listener is closed, and requests that run are finished within the
+/// grace period. Without `tls` it is plain HTTP/1.1.
+pub fn serve(
+    tasks: &Tasks,
+    name: &'static str,
+    listener: Listener,
+    router: Router,
+    tls: Option<Tls>,
+    limits: HttpLimits,
+) {
+    let server = Server { router, limits, tasks: tasks.clone() };
     tasks.spawn(name, |stop| async move {
-        let slots = Arc::new(Semaphore::new(limits.connections_max));
-        loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                accepted = accept(&listener) => accepted,
-            };
-            match accepted {
-                Ok(socket) => {
-                    let router = router.clone();
-                    connections.spawn_short("connection", |stop| async move {
-                        let _slot = slot;
-                        serve_connection(socket, router, limits, stop).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "connection not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+        stop.run_until_cancelled(accept_all(&listener, &server, tls.as_ref())).await;
+    });
+}
+
+async fn accept_all(listener: &Listener, server: &Server, tls: Option<&Tls>) {
+    let slots = Arc::new(Semaphore::new(server.limits.connections_max));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match accept(listener).await {
+            Ok((socket, mut client)) => {
+                client.tls = tls.is_some();
+                let (connection, tls) = (server.clone(), tls.cloned());
+                server.tasks.spawn_short("connection", |stop| async move {
+                    let _slot = slot;
+                    serve_socket(connection, socket, client, tls, stop).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    });
+    }
 }
 
-trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
-
-async fn accept(listener: &Listener) -> io::Result<Box<dyn Socket>> {
+async fn accept(listener: &Listener) -> io::Result<(Box<dyn Socket>, Client)> {
     match listener {
         Listener::Tcp(listener) => {
-            let (socket, _) = listener.accept().await?;
+            let (socket, address) = listener.accept().await?;
             socket.set_nodelay(true)?;
-            Ok(Box::new(socket))
+            Ok((Box::new(socket), Client { address: Some(address), tls: false }))
         }
-        Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        Listener::Unix(listener) => {
+            let (socket, _) = listener.accept().await?;
+            Ok((Box::new(socket), Client { address: None, tls: false }))
+        }
     }
 }
 
-async fn serve_connection(
+async fn serve_socket(
+    server: Server,
     socket: Box<dyn Socket>,
-    router: Router,
-    limits: ServerLimits,
-    stop: tokio_util::sync::CancellationToken,
+    client: Client,
+    tls: Option<Tls>,
+    stop: CancellationToken,
 ) {
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let router = router.clone();
-        async move {
-            let Ok(response) = router.oneshot(request.map(Body::new)).await;
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
-        .max_buf_size(limits.buffer_bytes_max)
-        .serve_connection(TokioIo::new(socket), service);
-    let mut connection = std::pin::pin!(connection);
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let (socket, protocol): (Box<dyn Socket>, _) = match tls {
+        None => (socket, Protocol::Http1),
+        Some(tls) => match stop.run_until_cancelled(Box::pin(tls.accept(socket, &server.limits))).await {
+            Some(Ok((socket, protocol))) => (Box::new(socket), protocol),
+            Some(Err(error)) => return tracing::debug!(%client, %error, "no TLS with this client"),
+            None => return,
+        },
     };
-    if let Err(error) = outcome {
-        tracing::debug!(%error, "connection ended");
-    }
+    // Each layer of a task would hold it once more; most connections are idle most of the time.
+    Box::pin(server.serve(socket, client, protocol, stop)).await;
 }

@@ -22,6 +22,8 @@ pub struct Setup {
     readonly: Vec<String>,
     read_only_daemon: bool,
     environment: Vec<(String, String)>,
+    http: Vec<String>,
+    log: Vec<String>,
 }
 
 /// A running daemon.
@@ -30,7 +32,7 @@ pub struct Daemon {
     folder: TempDir,
     environment: Vec<(String, String)>,
     pub client: Client,
-    /// `http://127.0.0.1:PORT`
+    /// `http://127.0.0.1:PORT`, `https://…` with TLS
     pub registry: String,
     /// Its TCP address, with the peer id.
     pub address: String,
@@ -76,12 +78,26 @@ impl Setup {
         self
     }
 
+    /// Has an entry in the section `http`, such as `prefix: /a/`; a later one for the same key goes before.
+    pub fn http(mut self, entry: &str) -> Self {
+        self.http.push(entry.to_owned());
+        self
+    }
+
+    /// The same for the section `log`.
+    pub fn log(mut self, entry: &str) -> Self {
+        self.log.push(entry.to_owned());
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
         let config = format!(
-            "version: 0.1\nlog: {{level: debug}}\nhttp: {{addr: 127.0.0.1:0, debug: {{addr: \"\"}}}}\n\
+            "version: 0.1\nlog: {{{}}}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
              p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n",
+            section(&["level: debug"], &self.log),
+            section(&["addr: 127.0.0.1:0", "debug: {addr: \"\"}"], &self.http),
             folder.path().join("data").display(),
             if self.read_only_daemon { "" } else { "self" },
             self.readonly.join(", "),
@@ -90,6 +106,13 @@ impl Setup {
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
         Daemon::launch(folder, self.environment)
     }
+}
+
+/// Entries of a section of YAML: `ours` in the place of the defaults with the same key.
+fn section(defaults: &[&str], ours: &[String]) -> String {
+    let key = |entry: &str| entry.split(':').next().unwrap().to_owned();
+    let kept = defaults.iter().filter(|entry| ours.iter().all(|other| key(other) != key(entry)));
+    kept.map(|entry| (*entry).to_owned()).chain(ours.iter().cloned()).collect::<Vec<_>>().join(", ")
 }
 
 impl Daemon {
@@ -127,6 +150,46 @@ impl Daemon {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         std::mem::replace(&mut self.folder, TempDir::new().unwrap())
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits until the process has ended; whether it did so in order.
+    pub async fn ended(&mut self) -> bool {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.success();
+            }
+            assert!(begun.elapsed() < PATIENCE, "the daemon does not end\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the log has `text`, and returns the line.
+    pub async fn logs(&self, text: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            if let Some(line) = self.log().lines().find(|line| line.contains(text)) {
+                return line.to_owned();
+            }
+            assert!(begun.elapsed() < PATIENCE, "{text:?} is not logged\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// `HOST:PORT` of the registry.
+    pub fn socket(&self) -> &str {
+        self.registry.split_once("://").unwrap().1
+    }
+
+    /// The root directory.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     pub fn log(&self) -> String {

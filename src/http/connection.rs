@@ -1,0 +1,163 @@
+//! One connection: the handshake of TLS, then HTTP/1.1 or HTTP/2, until it ends or the daemon stops.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::guard::{Activity, Guarded, Received, Sending};
+use crate::config::HttpLimits;
+use crate::tasks::Tasks;
+
+/// What a client may send on one stream of HTTP/2, and on all of a connection, before we have read it. A window bounds
+/// the bytes per round trip, so 64 KiB would hold back a push over any distance.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// What one answer may have waiting for its client's window.
+const SEND_BUFFER_BYTES_MAX: usize = 1 << 20;
+const STREAMS_MAX: u32 = 128;
+/// A client that is gone without a word is noticed by a ping.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
+
+/// Who is at the other end. Every request has it among its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    /// `None` on a Unix socket.
+    pub(super) address: Option<SocketAddr>,
+    pub(super) tls: bool,
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unix"),
+        }
+    }
+}
+
+/// Which protocol both ends agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// What all connections of a listener share.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) router: Router,
+    pub(super) limits: HttpLimits,
+    /// Where the streams of HTTP/2 run.
+    pub(super) tasks: Tasks,
+}
+
+impl Server {
+    /// Serves until the client leaves; once `stop` is cancelled, only what it has asked by then.
+    pub(super) async fn serve(
+        self,
+        socket: Box<dyn Socket>,
+        client: Client,
+        protocol: Protocol,
+        stop: CancellationToken,
+    ) {
+        let activity = Activity::new(self.limits, protocol == Protocol::Http2);
+        let io = TokioIo::new(Guarded::new(socket, activity.clone()));
+        let router = self.router;
+        let service = hyper::service::service_fn(move |request| {
+            answer(router.clone(), activity.clone(), client, request)
+        });
+        let outcome = match protocol {
+            Protocol::Http1 => {
+                let connection = http1_builder(&self.limits).serve_connection(io, service);
+                let mut connection = std::pin::pin!(connection);
+                tokio::select! {
+                    outcome = connection.as_mut() => outcome,
+                    () = stop.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+            Protocol::Http2 => {
+                let connection = http2_builder(&self.limits, self.tasks).serve_connection(io, service);
+                let mut connection = std::pin::pin!(connection);
+                tokio::select! {
+                    outcome = connection.as_mut() => outcome,
+                    () = stop.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%client, error = %crate::mirror::chain(&error), "connection ended");
+        }
+    }
+}
+
+fn http1_builder(limits: &HttpLimits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // hyper's would run between requests too; the guard's begins with a header.
+        .header_read_timeout(None)
+        .max_header_size(limits.header_bytes_max)
+        .max_buf_size(limits.buffer_bytes_max);
+    builder
+}
+
+fn http2_builder(limits: &HttpLimits, tasks: Tasks) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams(tasks));
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+async fn answer(
+    router: Router,
+    activity: Arc<Activity>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Result<Response<Sending>, Infallible> {
+    let open = activity.request();
+    let mut request = request.map(|body| Body::new(Received::new(body, activity)));
+    request.extensions_mut().insert(client);
+    let response = router.oneshot(request).await?;
+    Ok(response.map(|body| Sending::new(body, open)))
+}
+
+/// Runs the streams of HTTP/2 as tasks of the daemon.
+#[derive(Clone)]
+struct Streams(Tasks);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        self.0.spawn_short("http2-stream", |_| stream);
+    }
+}
