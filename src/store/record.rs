@@ -10,7 +10,8 @@
 use crate::ipld::Multihash;
 use crate::ipld::block::BLOCK_BYTES_MAX;
 
-const MAGIC: [u8; 4] = *b"shB1";
+/// What a record begins with.
+pub(super) const MAGIC: [u8; 4] = *b"shB1";
 /// Bytes before the key.
 pub(super) const HEADER_BYTES: usize = 20;
 /// Where the kind stands.
