@@ -20,6 +20,8 @@ mod record;
 mod recovery;
 mod rows;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::io;
