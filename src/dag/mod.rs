@@ -2,6 +2,10 @@
 
 pub mod blocks;
 pub mod file;
+#[cfg(test)]
+mod file_tests;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 mod tree_edit;
 mod tree_list;
