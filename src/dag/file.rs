@@ -29,6 +29,8 @@ const READ_AHEAD_BLOCKS: (u64, u64) = (4, 48);
 /// Blocks in flight of a file that is here whole: enough to keep the socket busy, few enough to stay in the caches of
 /// the processor.
 const READ_AHEAD_LOCAL_BLOCKS: u64 = 3;
+/// Nodes and leaves that a part no larger than a block may consist of: a leaf for each 32 bytes.
+const PARTS_PER_PIECE_MAX: usize = 65_536;
 /// Levels of a file. A balanced one of 2 EiB has seven.
 const DEPTH_MAX: usize = 64;
 
@@ -198,8 +200,8 @@ pub fn read(
                 what: "a range behind the end was asked for",
             });
         }
-        let block_bytes =
-            file.children.iter().map(|child| child.size_bytes).find(|size| *size > 0).unwrap_or(1);
+        // No piece is larger than the largest child; a first one that is small promises nothing of the others.
+        let block_bytes = file.children.iter().map(|child| child.size_bytes).max().unwrap_or(1).max(1);
         let (least, most) = READ_AHEAD_BLOCKS;
         let in_flight = match expected {
             Expected::Local => READ_AHEAD_LOCAL_BLOCKS,
@@ -322,23 +324,39 @@ impl Walk {
 }
 
 async fn read_piece(blocks: Blocks, session_root: Cid, piece: Piece) -> Result<Bytes, DagError> {
+    read_parts(&blocks, session_root, piece, &mut 0).await
+}
+
+/// Reads a piece and what lies below it. `parts` counts what was fetched for all of it.
+async fn read_parts(
+    blocks: &Blocks,
+    session_root: Cid,
+    piece: Piece,
+    parts: &mut usize,
+) -> Result<Bytes, DagError> {
     let (part, wanted) = match piece {
         Piece::Bytes(bytes) => return Ok(bytes),
         Piece::Part(part, wanted) => (part, wanted),
     };
-    let file = fetch_part(&blocks, session_root, &part).await?;
+    *parts += 1;
+    if *parts > PARTS_PER_PIECE_MAX {
+        return Err(DagError::Invalid {
+            cid: Box::new(part.cid),
+            what: "the file is cut into too many parts",
+        });
+    }
+    let file = fetch_part(blocks, session_root, &part).await?;
     if file.children.is_empty() {
         return Ok(slice(&file.data, &wanted));
     }
     // A small inner node, as trickle files have: what lies below fits one block, so read it whole.
-    let mut walk =
-        Walk { blocks, session_root, range: wanted.start + part.at..wanted.end + part.at, stack: Vec::new() };
+    let range = wanted.start + part.at..wanted.end + part.at;
+    let mut walk = Walk { blocks: blocks.clone(), session_root, range, stack: Vec::new() };
     walk.expand(file, &part);
     let mut bytes = Vec::with_capacity(usize::try_from(wanted.end - wanted.start).unwrap_or(0));
     while let Some((piece, rest)) = walk.next().await? {
         walk = rest;
-        let below = Box::pin(read_piece(walk.blocks.clone(), session_root, piece)).await?;
-        bytes.extend_from_slice(&below);
+        bytes.extend_from_slice(&Box::pin(read_parts(blocks, session_root, piece, parts)).await?);
     }
     Ok(bytes.into())
 }

@@ -2,8 +2,12 @@
 
 pub mod blocks;
 pub mod file;
+#[cfg(test)]
+mod file_tests;
 mod keep;
 mod mark;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 mod tree_edit;
 mod tree_list;

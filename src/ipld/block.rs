@@ -86,8 +86,25 @@ impl Block {
     }
 }
 
+/// Reads whatever bytes as a CID with its block behind it: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let mut rest = bytes;
+    if let Ok(cid) = Cid::read_bytes(&mut rest) {
+        let inline = Block::inline(&cid);
+        assert!(inline.is_none_or(|block| Block::verify(cid, block.bytes.clone()).is_ok_and(|again| again == block)));
+        if let Ok(block) = Block::verify(cid, Bytes::copy_from_slice(rest)) {
+            assert!(block.bytes.len() <= BLOCK_BYTES_MAX && block.cid == cid);
+        }
+    }
+    let raw = Block::encode(RAW, Bytes::copy_from_slice(bytes));
+    assert!(Block::verify(raw.cid, raw.bytes).is_ok());
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -112,5 +129,40 @@ mod tests {
         let cid = *Block::encode(RAW, Bytes::new()).cid();
         let error = Block::verify(cid, Bytes::from(vec![0; BLOCK_BYTES_MAX + 1])).unwrap_err();
         assert!(matches!(error, BlockError::TooLarge { .. }));
+    }
+
+    #[test]
+    fn hash_functions_that_are_not_known_are_named() {
+        let cid = Cid::new_v1(RAW, Multihash::wrap(0x13_37, &[1; 32]).unwrap());
+        let error = Block::verify(cid, Bytes::new()).unwrap_err();
+        assert!(matches!(error, BlockError::UnknownHash { code: 0x13_37, .. }));
+        assert!(error.to_string().contains("0x1337"), "{error}");
+    }
+
+    #[test]
+    fn a_digest_that_is_cut_short_matches_nothing() {
+        let whole = Block::encode(RAW, Bytes::from_static(b"hello"));
+        for length in [0, 1, 20, 31] {
+            let digest = &whole.cid().hash().digest()[..length];
+            let cid = Cid::new_v1(RAW, Multihash::wrap(0x12, digest).unwrap());
+            assert_eq!(Block::verify(cid, whole.bytes().clone()), Err(BlockError::Mismatch(Box::new(cid))));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn strange_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz(&bytes);
+        }
+
+        #[test]
+        fn damaged_cids_do_no_harm(
+            code in prop::sample::select(&[IDENTITY, 0x12, 0x13][..]),
+            digest in proptest::collection::vec(any::<u8>(), 0..=64),
+            rest in proptest::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let cid = Cid::new_v1(RAW, Multihash::wrap(code, &digest).unwrap());
+            fuzz(&[cid.to_bytes(), rest].concat());
+        }
     }
 }

@@ -9,10 +9,10 @@ use std::io::Cursor;
 use bytes::Bytes;
 use cid::Cid;
 
-use super::block::Block;
+use super::block::{Block, DAG_PB};
 use super::dag_pb::Link;
 use super::directory::Entry;
-use super::unixfs::{HAMT_FANOUT_MAX, Shard, UnixFsError};
+use super::unixfs::{HAMT_FANOUT_MAX, Shard, UnixFs, UnixFsError};
 
 /// The bits of a [`NameHash`].
 const HASH_BITS: u32 = 64;
@@ -205,11 +205,25 @@ fn slot(fanout: Fanout, link: Link) -> Option<(u16, Slot)> {
     Some((position, if name.is_empty() { Slot::Sub(entry) } else { Slot::Value(name.to_owned(), entry) }))
 }
 
+/// Reads whatever bytes as a node of a sharded directory: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let block = Block::encode(DAG_PB, Bytes::copy_from_slice(bytes));
+    let Ok(UnixFs::Shard(shard)) = UnixFs::decode(&block) else { return };
+    if let Ok(node) = HamtNode::decode(block.cid(), shard) {
+        assert!(node.slots.iter().all(|(position, _)| u64::from(*position) < node.fanout.positions()));
+        let written = node.encode();
+        let Ok(UnixFs::Shard(again)) = UnixFs::decode(&written) else {
+            panic!("what was read can be written")
+        };
+        assert_eq!(HamtNode::decode(written.cid(), again).ok(), Some(node));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ipld::block::RAW;
-    use crate::ipld::unixfs::UnixFs;
     use proptest::prelude::*;
 
     fn entry(text: &str) -> Entry {
@@ -314,6 +328,22 @@ mod tests {
             let links = names.iter().map(|name| Link { name: name.clone(), cid: entry(name).cid, tsize: 1 });
             let shard = Shard { bitfield: bitfield.into(), fanout, links: links.collect() };
             let _ = HamtNode::decode(&entry("shard").cid, shard);
+        }
+
+        #[test]
+        fn strange_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz(&bytes);
+        }
+
+        #[test]
+        fn damaged_shards_do_no_harm(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut node = HamtNode::new(Fanout::F256);
+            node.set(7, Some(Slot::Value("name".to_owned(), entry("name"))));
+            node.set(200, Some(Slot::Sub(entry("sub"))));
+            let mut bytes = node.encode().into_bytes().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            fuzz(&bytes);
         }
     }
 }

@@ -18,8 +18,9 @@ pub const HAMT_FANOUT_MAX: u64 = 1024;
 /// The protobuf inside a DAG-PB node.
 #[derive(Clone, PartialEq, Message)]
 struct Data {
-    #[prost(int32, required, tag = "1")]
-    kind: i32,
+    /// The schema requires it, which prost does not enforce.
+    #[prost(int32, optional, tag = "1")]
+    kind: Option<i32>,
     #[prost(bytes = "bytes", optional, tag = "2")]
     data: Option<Bytes>,
     #[prost(uint64, optional, tag = "3")]
@@ -85,6 +86,8 @@ pub enum UnixFsError {
     Codec(Box<Cid>, u64),
     #[error("block {0} does not carry a valid UnixFS message")]
     Malformed(Box<Cid>, #[source] prost::DecodeError),
+    #[error("block {0} does not say what it is in UnixFS")]
+    NoKind(Box<Cid>),
     #[error("block {0} is of UnixFS type {1}, which is not supported")]
     Kind(Box<Cid>, i32),
     #[error("block {0} is a file node with {1} links and {2} block sizes")]
@@ -109,7 +112,7 @@ impl File {
             tsize: child.tsize,
         });
         let message = Data {
-            kind: TYPE_FILE,
+            kind: Some(TYPE_FILE),
             data: (!self.data.is_empty()).then(|| self.data.clone()),
             file_size: Some(self.size_bytes()),
             block_sizes: self.children.iter().map(|child| child.size_bytes).collect(),
@@ -122,14 +125,14 @@ impl File {
 
 /// A directory in one block; links may come in any order.
 pub fn encode_directory(links: Vec<Link>) -> Block {
-    let message = Data { kind: TYPE_DIRECTORY, ..Data::default() };
+    let message = Data { kind: Some(TYPE_DIRECTORY), ..Data::default() };
     Node { links, data: message.encode_to_vec().into() }.encode()
 }
 
 impl Shard {
     pub fn encode(&self) -> Block {
         let message = Data {
-            kind: TYPE_HAMT_SHARD,
+            kind: Some(TYPE_HAMT_SHARD),
             data: Some(self.bitfield.clone()),
             hash_type: Some(HAMT_MURMUR3),
             fanout: Some(self.fanout),
@@ -150,7 +153,7 @@ impl UnixFs {
         }
         let node = Node::decode(block)?;
         let message = Data::decode(node.data).map_err(|error| UnixFsError::Malformed(cid(), error))?;
-        match message.kind {
+        match message.kind.ok_or_else(|| UnixFsError::NoKind(cid()))? {
             TYPE_RAW | TYPE_FILE => file(block.cid(), message, node.links).map(Self::File),
             TYPE_DIRECTORY => Ok(Self::Directory(node.links)),
             TYPE_SYMLINK => Ok(Self::Symlink(message.data.unwrap_or_default())),
@@ -192,4 +195,92 @@ fn shard(cid: &Cid, message: Data, links: Vec<Link>) -> Result<Shard, UnixFsErro
         return Err(unusable("bit field"));
     }
     Ok(Shard { bitfield, fanout, links })
+}
+
+/// Reads whatever bytes as a node: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let block = Block::encode(DAG_PB, Bytes::copy_from_slice(bytes));
+    let Ok(node) = UnixFs::decode(&block) else { return };
+    let written = match &node {
+        UnixFs::File(file) => {
+            assert!(file.size_bytes() >= file.data.len() as u64, "the sum does not overflow");
+            file.encode()
+        }
+        UnixFs::Directory(links) => encode_directory(links.clone()),
+        UnixFs::Shard(shard) => shard.encode(),
+        UnixFs::Symlink(_) => return,
+    };
+    match (UnixFs::decode(&written), node) {
+        // Written in order of their names.
+        (Ok(UnixFs::Directory(again)), UnixFs::Directory(links)) => assert_eq!(again.len(), links.len()),
+        (Ok(UnixFs::Shard(again)), UnixFs::Shard(shard)) => assert_eq!(again.bitfield, shard.bitfield),
+        (again, node) => assert_eq!(again.ok(), Some(node), "what was read can be written"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn child(text: &'static [u8]) -> FileChild {
+        let block = Block::encode(RAW, Bytes::from_static(text));
+        FileChild { cid: *block.cid(), size_bytes: text.len() as u64, tsize: text.len() as u64 }
+    }
+
+    fn nodes() -> [Block; 3] {
+        let file = File { data: Bytes::from_static(b"data"), children: vec![child(b"a"), child(b"bc")] };
+        let link = |name: &str| Link { name: name.to_owned(), cid: child(b"d").cid, tsize: 300 };
+        let shard = Shard {
+            bitfield: Bytes::from_static(&[0b101]),
+            fanout: 256,
+            links: vec![link("00a"), link("02")],
+        };
+        [file.encode(), encode_directory(vec![link("x"), link("y")]), shard.encode()]
+    }
+
+    #[test]
+    fn a_node_without_a_type_is_none() {
+        for bytes in [&b""[..], b"\x0a\x00", b"\x0a\x02\x18\x00"] {
+            let block = Block::encode(DAG_PB, Bytes::from_static(bytes));
+            assert!(matches!(UnixFs::decode(&block), Err(UnixFsError::NoKind(_))), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_do_not_add_up_are_refused() {
+        let links = |count: usize| vec![Link { name: String::new(), cid: child(b"d").cid, tsize: 1 }; count];
+        let decode = |file_size, block_sizes: &[u64], links| {
+            let message = Data {
+                kind: Some(TYPE_FILE),
+                file_size,
+                block_sizes: block_sizes.to_vec(),
+                ..Data::default()
+            };
+            UnixFs::decode(&Node { links, data: message.encode_to_vec().into() }.encode())
+        };
+        assert!(decode(Some(3), &[1, 2], links(2)).is_ok());
+        assert!(decode(None, &[1, 2], links(2)).is_ok());
+        assert!(matches!(decode(Some(4), &[1, 2], links(2)), Err(UnixFsError::FileSize(_))));
+        assert!(matches!(decode(None, &[u64::MAX, 1], links(2)), Err(UnixFsError::FileSize(_))));
+        assert!(matches!(decode(Some(3), &[3], links(2)), Err(UnixFsError::BlockSizes(_, 2, 1))));
+        assert!(matches!(decode(Some(3), &[1, 2], links(0)), Err(UnixFsError::BlockSizes(_, 0, 2))));
+    }
+
+    proptest! {
+        #[test]
+        fn strange_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            fuzz(&bytes);
+        }
+
+        #[test]
+        fn damaged_nodes_do_no_harm(node in 0..3_usize, at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut bytes = nodes()[node].bytes().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            fuzz(&bytes);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! unless a client relies on them ([`super::leases`]). *Mark*: between two commits the sweep begins, after which all
 //! that is put or read is kept; what lies below the roots is marked. *Sweep*: all other blocks go.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,6 @@ const GROWTH_BYTES_MIN: u64 = 128 << 20;
 const PAGE: usize = 10_000;
 /// Links that go in one commit.
 const REMOVALS_PER_COMMIT: usize = 1000;
-/// Keys of blocks gathered before they are removed.
-const KEYS_PER_BATCH: usize = 4096;
 /// Rounds that may be asked for while one runs.
 const REQUESTS_QUEUED_MAX: usize = 16;
 
@@ -129,15 +128,15 @@ async fn round(
             return Ok(None);
         }
         let mut freed = (0, 0);
-        remove_unmarked(blocks.store(), &marks, &stop, |key| {
-            if let Some(body_bytes) = sweep.remove(key)? {
+        remove_unmarked(blocks.store(), &marks, &stop, |key, body_bytes| {
+            if sweep.remove(key)? {
                 blocks.forget(key);
                 freed = (freed.0 + 1, freed.1 + u64::from(body_bytes));
             }
             Ok(())
         })?;
         index.retain(|entry| marks.contains(entry.cid.hash()))?;
-        sweep.compact()?;
+        sweep.finish()?;
         Ok(Some(freed))
     });
     if let Some((blocks, bytes)) = swept.await? {
@@ -147,27 +146,24 @@ async fn round(
     Ok(collected)
 }
 
-/// Gives the keys of the blocks without a mark to `remove`, in batches, so that none is removed while keys are read.
+/// Gives the blocks without a mark, and their sizes in bytes, to `remove`.
 fn remove_unmarked(
     store: &Blockstore,
     marks: &Marks,
     stop: &CancellationToken,
-    mut remove: impl FnMut(&Multihash) -> Result<(), StoreError>,
+    mut remove: impl FnMut(&Multihash, u32) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut unmarked = Vec::new();
-    store.for_each_key(|key, _| {
-        if !marks.contains(key) {
-            unmarked.push(*key);
-        }
-        std::ops::ControlFlow::Continue(())
-    })?;
-    for batch in unmarked.chunks(KEYS_PER_BATCH) {
+    let mut outcome = Ok(());
+    store.for_each_key(|key, body_bytes| {
         if stop.is_cancelled() {
-            return Ok(());
+            return ControlFlow::Break(());
         }
-        batch.iter().try_for_each(&mut remove)?;
-    }
-    Ok(())
+        if !marks.contains(key) {
+            outcome = remove(key, body_bytes);
+        }
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    outcome
 }
 
 impl Inner {

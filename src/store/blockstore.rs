@@ -6,12 +6,15 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::database::{Rows, decode_location};
-use super::packs::{Location, Packs};
-use super::record::HEADER_BYTES;
+use super::packs::{Location, Packs, Segment};
+use super::recovery::Recovered;
+use super::rows::Rows;
 use super::sweep::{Sweep, Usage};
 use super::{StoreError, compaction};
 use crate::ipld::Multihash;
+
+/// Removed records that wait for a flush to be erased; who removes one more flushes.
+const ERASURES_PENDING_MAX: usize = 4096;
 
 /// What the store holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,9 @@ pub(super) struct Inner {
     pub(super) packs: Packs,
     pub(super) usage: Usage,
     blocks: AtomicU64,
+    /// Records that no row points to any more. They are erased once the index on disk knows, which therefore never
+    /// points to an erased record.
+    erasures: Mutex<Vec<(Multihash, Location)>>,
     flushes: Mutex<Flushes>,
     flushed: Condvar,
 }
@@ -45,14 +51,13 @@ struct Flushes {
 }
 
 impl Blockstore {
-    pub(super) fn new(rows: Rows, packs: Packs) -> Self {
-        let blocks = AtomicU64::new(rows.len() as u64);
-        let usage = Usage::default();
+    pub(super) fn new(rows: Rows, packs: Packs, recovered: Recovered) -> Self {
         Self(Arc::new(Inner {
             rows,
             packs,
-            usage,
-            blocks,
+            usage: Usage::default(),
+            blocks: AtomicU64::new(recovered.blocks),
+            erasures: Mutex::new(recovered.duplicates),
             flushes: Mutex::default(),
             flushed: Condvar::new(),
         }))
@@ -70,13 +75,24 @@ impl Blockstore {
     }
 
     pub(super) fn read(&self, key: &Multihash) -> Result<Option<Bytes>, StoreError> {
-        loop {
-            let Some(location) = self.0.rows.get(&key.to_bytes())? else { return Ok(None) };
-            if let Some(segment) = self.0.packs.get(location.segment) {
-                return segment.read(key, location).map(Some);
+        let row = key.to_bytes();
+        let mut location = self.0.rows.get(&row)?;
+        while let Some(at) = location {
+            let read = match self.0.packs.get(at.segment) {
+                Some(segment) => segment.read(key, at),
+                None => Err(StoreError::dangling(key, at.segment)),
+            };
+            let failure = match read {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(failure) => failure,
+            };
+            // If the block was removed or moved between the two looks, its row says so.
+            location = self.0.rows.get(&row)?;
+            if location == Some(at) {
+                return Err(failure);
             }
-            // Its segment was rewritten between the two look-ups: the row points elsewhere by now.
         }
+        Ok(None)
     }
 
     /// The size of a block in bytes, if it is here. Costs one index look-up.
@@ -96,7 +112,7 @@ impl Blockstore {
         self.0.packs.append(key, parts, |segment, location| {
             if self.0.rows.swap(&row, None, Some(location))? {
                 self.0.blocks.fetch_add(1, Ordering::Relaxed);
-                segment.count(record_bytes(&row, location.body_bytes));
+                segment.count(location.record_bytes(key));
             } else {
                 // Somebody else put the same block meanwhile.
                 segment.erase(key, location)?;
@@ -105,7 +121,8 @@ impl Blockstore {
         })
     }
 
-    /// Returns when everything put before the call is on disk. Concurrent calls share one sync.
+    /// Returns when everything put or removed before the call is on disk, and the space of what was removed is free.
+    /// Concurrent calls share one sync.
     pub fn flush(&self) -> Result<(), StoreError> {
         let mut flushes = self.0.flushes.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = flushes.begun + 1;
@@ -131,21 +148,37 @@ impl Blockstore {
         Ok(())
     }
 
-    /// Forgets a block and gives its space back. `false` if it was not here.
+    /// Forgets a block. Its space comes back with the next `flush`. `false` if it was not here.
     pub fn remove(&self, key: &Multihash) -> Result<bool, StoreError> {
-        let Some(location) = self.0.forget_row(key)? else { return Ok(false) };
-        self.0.give_back(key, location)?;
-        if let Some(segment) =
-            self.0.packs.get(location.segment).filter(|segment| compaction::is_due(segment))
-        {
-            compaction::rewrite(self, &self.0, &segment)?;
+        if !self.0.take_out(key)? {
+            return Ok(false);
+        }
+        self.erase_some()?;
+        if let Some(segment) = self.0.packs.find(compaction::is_due) {
+            compaction::run(self, &self.0, &segment);
         }
         Ok(true)
+    }
+
+    /// Flushes if many removed records wait to be erased.
+    pub(super) fn erase_some(&self) -> Result<(), StoreError> {
+        let pending = self.0.erasures.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if pending >= ERASURES_PENDING_MAX { self.flush() } else { Ok(()) }
     }
 
     /// Begins to take away what nothing needs; `None` while somebody else does. From here on, what is put or read is kept.
     pub fn begin_sweep(&self) -> Option<Sweep> {
         Sweep::begin(self)
+    }
+
+    /// Deletes full segments of which nothing counts: a rewriting that was cut short leaves such. Called at the start.
+    pub(super) fn delete_dead_segments(&self) -> Result<(), StoreError> {
+        let is_dead = |segment: &Segment| segment.is_sealed() && segment.live_bytes() == 0;
+        while let Some(segment) = self.0.packs.find(is_dead) {
+            self.0.rows.forget(segment.id)?;
+            self.0.packs.delete(&segment)?;
+        }
+        Ok(())
     }
 
     /// Visits every block that is here when the visit comes to it, in no particular order, until told to stop.
@@ -154,15 +187,18 @@ impl Blockstore {
         mut visit: impl FnMut(&Multihash, u32) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         for row in self.0.rows.iter() {
-            let (key, location) = row.map_err(|source| self.0.rows.failed(source))?;
-            let (Ok(key), Some(location)) = (Multihash::from_bytes(&key), decode_location(&location)) else {
-                continue;
-            };
+            let (key, location) = row?;
             if visit(&key, location.body_bytes).is_break() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// How often packs and index were synced.
+    #[cfg(test)]
+    pub(super) fn syncs(&self) -> u64 {
+        self.0.flushes.lock().unwrap().begun
     }
 
     pub fn stats(&self) -> StoreStats {
@@ -176,37 +212,72 @@ impl Blockstore {
 }
 
 impl Inner {
-    /// Takes a block out of the index; returns where it lies.
-    pub(super) fn forget_row(&self, key: &Multihash) -> Result<Option<Location>, StoreError> {
+    /// Takes a block out of the index; its record is erased behind the next flush. `false` if it was not here.
+    pub(super) fn take_out(&self, key: &Multihash) -> Result<bool, StoreError> {
         let row = key.to_bytes();
-        let Some(location) = self.rows.get(&row)? else { return Ok(None) };
-        if !self.rows.swap(&row, Some(location), None)? {
-            return Ok(None);
-        }
+        let location = loop {
+            let Some(location) = self.rows.get(&row)? else { return Ok(false) };
+            // If it does not point there any more, the block was moved, or removed by somebody else.
+            if self.rows.swap(&row, Some(location), None)? {
+                break location;
+            }
+        };
         self.blocks.fetch_sub(1, Ordering::Relaxed);
-        Ok(Some(location))
+        if let Some(segment) = self.packs.get(location.segment) {
+            segment.count(-location.record_bytes(key));
+        }
+        self.erase_later(key, location);
+        Ok(true)
     }
 
-    /// Gives back the space of a record that the index no longer points to.
-    pub(super) fn give_back(&self, key: &Multihash, location: Location) -> Result<(), StoreError> {
-        let Some(segment) = self.packs.get(location.segment) else { return Ok(()) };
-        segment.erase(key, location)?;
-        segment.count(-record_bytes(&key.to_bytes(), location.body_bytes));
-        Ok(())
-    }
-
-    /// Packs first, then the index, which by then points to nothing that is not on disk.
+    /// Packs first, then the index, which by then points to nothing that is not on disk; then what it points to no more
+    /// is erased.
     fn sync(&self) -> Result<(), StoreError> {
+        let erasures = std::mem::take(&mut *self.erasures.lock().unwrap_or_else(PoisonError::into_inner));
+        let synced = self.sync_packs_and_index();
+        if synced.is_ok() {
+            self.erase(&erasures);
+        } else {
+            self.erasures.lock().unwrap_or_else(PoisonError::into_inner).extend(erasures);
+        }
+        synced
+    }
+
+    fn sync_packs_and_index(&self) -> Result<(), StoreError> {
         let checkpoints = self.packs.checkpoints();
         self.packs.sync(&checkpoints)?;
         for (segment, end) in &checkpoints {
-            self.rows.checkpoint(segment, *end)?;
+            self.rows.checkpoint(segment.id, *end)?;
         }
         self.rows.flush()
     }
-}
 
-/// What a record of this key and body counts.
-fn record_bytes(key: &[u8], body_bytes: u32) -> i64 {
-    i64::try_from(HEADER_BYTES + key.len()).unwrap_or(0) + i64::from(body_bytes)
+    /// A record that cannot be erased only costs its space, until its segment is rewritten.
+    fn erase(&self, erasures: &[(Multihash, Location)]) {
+        for (key, location) in erasures {
+            let Some(segment) = self.packs.get(location.segment) else { continue };
+            if let Err(error) = segment.erase(key, *location) {
+                tracing::warn!(segment = location.segment, %error, "a removed block keeps its space");
+            }
+        }
+    }
+
+    fn erase_later(&self, key: &Multihash, location: Location) {
+        self.erasures.lock().unwrap_or_else(PoisonError::into_inner).push((*key, location));
+    }
+
+    /// Writes a block again elsewhere, unless its row has come to point away from `old`.
+    pub(super) fn relocate(&self, key: &Multihash, old: Location, body: Bytes) -> Result<(), StoreError> {
+        self.packs.append(key, &[body], |target, new| {
+            if !self.rows.swap(&key.to_bytes(), Some(old), Some(new))? {
+                return target.erase(key, new).map(drop);
+            }
+            target.count(new.record_bytes(key));
+            if let Some(segment) = self.packs.get(old.segment) {
+                segment.count(-old.record_bytes(key));
+            }
+            self.erase_later(key, old);
+            Ok(())
+        })
+    }
 }

@@ -7,33 +7,52 @@ use super::blockstore::{Blockstore, Inner};
 use super::packs::{Location, Segment};
 use super::record::Kind;
 
-/// Whether a segment is worth rewriting.
+/// Whether a segment is worth rewriting, and nobody has begun to.
 pub(super) fn is_due(segment: &Segment) -> bool {
     segment.is_sealed()
+        && !segment.is_claimed()
         && segment.live_bytes().saturating_mul(2) < i64::try_from(segment.end()).unwrap_or(i64::MAX)
 }
 
+/// Rewrites a segment unless somebody else does. Whoever removed a block has done so already: a failure is logged, and
+/// what was not moved stays where it is.
+pub(super) fn run(store: &Blockstore, inner: &Inner, segment: &Arc<Segment>) {
+    if !segment.claim() {
+        return;
+    }
+    match rewrite(store, inner, segment) {
+        Ok(()) => (),
+        // Moving its neighbours away and deleting the file would make a damaged block an absent one. It stays claimed.
+        Err(error @ (StoreError::Corrupt { .. } | StoreError::CorruptHeader { .. })) => {
+            tracing::error!(segment = segment.id, %error, "a segment is damaged and keeps its space");
+        }
+        Err(error) => {
+            tracing::warn!(segment = segment.id, %error, "a segment could not be rewritten");
+            segment.unclaim();
+        }
+    }
+}
+
 /// Moves what counts into open segments, and deletes the file once that is on disk.
-pub(super) fn rewrite(store: &Blockstore, inner: &Inner, segment: &Arc<Segment>) -> Result<(), StoreError> {
+fn rewrite(store: &Blockstore, inner: &Inner, segment: &Arc<Segment>) -> Result<(), StoreError> {
     let mut at = 0;
     while at < segment.end() {
-        let Some(header) = segment.header(at)? else { break };
+        let header = segment.header(at)?.ok_or_else(|| segment.corrupt_header(at))?;
         let old = Location { segment: segment.id, offset: at, body_bytes: header.body_bytes };
-        let row = header.key.to_bytes();
-        if header.kind == Kind::Live && inner.rows.get(&row)? == Some(old) {
-            let body = segment.read(&header.key, old)?;
-            inner.packs.append(&header.key, &[body], |target, new| {
-                if inner.rows.swap(&row, Some(old), Some(new))? {
-                    target.count(i64::try_from(header.record_bytes()).unwrap_or(0));
-                } else {
-                    target.erase(&header.key, new)?;
-                }
-                Ok(())
-            })?;
+        let key = header.key;
+        if header.kind == Kind::Live && inner.rows.get(&key.to_bytes())? == Some(old) {
+            let body = match segment.read(&key, old) {
+                // Removed between the two looks.
+                Err(StoreError::Corrupt { .. }) if inner.rows.get(&key.to_bytes())? != Some(old) => None,
+                body => Some(body?),
+            };
+            if let Some(body) = body {
+                inner.relocate(&key, old, body)?;
+            }
         }
         at += header.record_bytes();
     }
     store.flush()?;
-    inner.rows.forget(segment)?;
+    inner.rows.forget(segment.id)?;
     inner.packs.delete(segment)
 }

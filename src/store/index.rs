@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cid::Cid;
 
-use super::StoreError;
+use super::{StoreError, rows};
 use crate::oci::Digest;
 
 /// Where a blob lies.
@@ -61,7 +61,7 @@ impl DigestIndex {
     }
 
     fn failed(&self, source: sled::Error) -> StoreError {
-        StoreError::Index { path: self.path.as_ref().clone(), source }
+        rows::failed(&self.path, source)
     }
 }
 

@@ -19,8 +19,12 @@ mod index;
 mod lock;
 mod packs;
 mod record;
+mod recovery;
+mod rows;
 mod state;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 use std::fs;
@@ -58,6 +62,10 @@ pub enum StoreError {
     },
     #[error("block {key} is damaged in {} at byte {offset}", .path.display())]
     Corrupt { key: String, path: PathBuf, offset: u64 },
+    #[error("the header of a block is damaged in {} at byte {offset}", .path.display())]
+    CorruptHeader { path: PathBuf, offset: u64 },
+    #[error("block {key} was to be in segment {segment}, which is not there: restart to repair the index")]
+    Dangling { key: String, segment: u32 },
     #[error("{} is damaged: {reason}", .path.display())]
     State { path: PathBuf, reason: String },
     #[error("the index in {} failed", .path.display())]
@@ -66,6 +74,8 @@ pub enum StoreError {
         #[source]
         source: sled::Error,
     },
+    #[error("cannot rebuild the index in {}: {reason}", .path.display())]
+    Rebuild { path: PathBuf, reason: String },
     #[error("the store is shutting down")]
     Closed,
 }
@@ -79,8 +89,16 @@ impl StoreError {
     }
 
     fn corrupt(key: &Multihash, path: &Path, offset: u64) -> Self {
-        Self::Corrupt { key: format!("{}:{}", key.code(), hex(key.digest())), path: path.to_owned(), offset }
+        Self::Corrupt { key: name(key), path: path.to_owned(), offset }
     }
+
+    fn dangling(key: &Multihash, segment: u32) -> Self {
+        Self::Dangling { key: name(key), segment }
+    }
+}
+
+fn name(key: &Multihash) -> String {
+    format!("{}:{}", key.code(), hex(key.digest()))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::StoreError;
-use super::record::{HEADER_BYTES, Header, KEY_BYTES_MAX, KIND_AT, Kind};
+use super::record::{HEADER_BYTES, Header, KEY_BYTES_MAX, KIND_AT, Kind, MAGIC};
 use crate::ipld::Multihash;
 
 /// Segments that are written to at once, so that writers do not wait for each other.
 const OPEN_SEGMENTS: usize = 4;
 /// Slices of one vectored write; the system allows 1,024.
 const SLICES_MAX: usize = 512;
+/// What is searched at once for the next record behind a damaged one.
+const SEARCH_BYTES: usize = 1 << 20;
 
 /// Where a record lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,13 @@ pub(super) struct Location {
     pub(super) body_bytes: u32,
 }
 
+impl Location {
+    /// Bytes of the whole record of a block with this key.
+    pub(super) fn record_bytes(&self, key: &Multihash) -> i64 {
+        i64::try_from(HEADER_BYTES + key.to_bytes().len()).unwrap_or(0) + i64::from(self.body_bytes)
+    }
+}
+
 /// A file of records.
 pub(super) struct Segment {
     pub(super) id: u32,
@@ -34,12 +43,14 @@ pub(super) struct Segment {
     file: File,
     /// Where the next record goes.
     end: AtomicU64,
-    /// Bytes of records that count; signed, since a crash may leave it a little off.
+    /// Bytes of records that count; signed, since a block may be removed before who put it has counted it.
     live_bytes: AtomicI64,
     /// Written to since it was last synced.
     dirty: AtomicBool,
     /// Takes no more records.
     sealed: AtomicBool,
+    /// Being rewritten, or found damaged by who tried.
+    claimed: AtomicBool,
 }
 
 impl Segment {
@@ -59,11 +70,37 @@ impl Segment {
         self.sealed.load(Ordering::Acquire)
     }
 
+    pub(super) fn is_claimed(&self) -> bool {
+        self.claimed.load(Ordering::Acquire)
+    }
+
+    /// Claims the segment for rewriting; `false` if somebody else has it.
+    pub(super) fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn unclaim(&self) {
+        self.claimed.store(false, Ordering::Release);
+    }
+
+    /// Has it synced by the next flush.
+    pub(super) fn touch(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    pub(super) fn corrupt(&self, key: &Multihash, offset: u64) -> StoreError {
+        StoreError::corrupt(key, &self.path, offset)
+    }
+
+    pub(super) fn corrupt_header(&self, offset: u64) -> StoreError {
+        StoreError::CorruptHeader { path: self.path.clone(), offset }
+    }
+
     /// Reads a record whole and compares its checksum and key.
     pub(super) fn read(&self, key: &Multihash, location: Location) -> Result<Bytes, StoreError> {
         let key_bytes = key.to_bytes().len();
         let mut bytes = vec![0; HEADER_BYTES + key_bytes + location.body_bytes as usize];
-        let corrupt = || StoreError::corrupt(key, &self.path, location.offset);
+        let corrupt = || self.corrupt(key, location.offset);
         self.file.read_exact_at(&mut bytes, location.offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => corrupt(),
             _ => StoreError::io("read", &self.path, error),
@@ -79,6 +116,28 @@ impl Segment {
     /// The header at `offset`, or `None` where no record begins.
     pub(super) fn header(&self, offset: u64) -> Result<Option<Header>, StoreError> {
         let mut bytes = [0; HEADER_BYTES + KEY_BYTES_MAX];
+        let filled = self.read_up_to(&mut bytes, offset)?;
+        Ok(Header::decode(&bytes[..filled]))
+    }
+
+    /// Where the next record may begin, at `offset` or behind it.
+    pub(super) fn find_magic(&self, mut offset: u64) -> Result<Option<u64>, StoreError> {
+        let mut bytes = vec![0; SEARCH_BYTES];
+        loop {
+            let filled = self.read_up_to(&mut bytes, offset)?;
+            let found = bytes[..filled].windows(MAGIC.len()).position(|window| window == MAGIC);
+            if let Some(found) = found {
+                return Ok(Some(offset + found as u64));
+            }
+            if filled < bytes.len() {
+                return Ok(None);
+            }
+            offset += (filled - MAGIC.len() + 1) as u64;
+        }
+    }
+
+    /// Fills `bytes` as far as the file goes, and returns how far that is.
+    fn read_up_to(&self, bytes: &mut [u8], offset: u64) -> Result<usize, StoreError> {
         let mut filled = 0;
         while filled < bytes.len() {
             match self.file.read_at(&mut bytes[filled..], offset + filled as u64) {
@@ -88,7 +147,7 @@ impl Segment {
                 Err(error) => return Err(StoreError::io("read", &self.path, error)),
             }
         }
-        Ok(Header::decode(&bytes[..filled]))
+        Ok(filled)
     }
 
     /// Marks a record as removed, in place, and gives its body back to the file system where that can be done.
@@ -96,7 +155,7 @@ impl Segment {
     pub(super) fn erase(&self, key: &Multihash, location: Location) -> Result<bool, StoreError> {
         let marked = self.file.write_all_at(&[Kind::Removed as u8], location.offset + KIND_AT);
         marked.map_err(|error| StoreError::io("write", &self.path, error))?;
-        self.dirty.store(true, Ordering::Release);
+        self.touch();
         let body_at = location.offset + (HEADER_BYTES + key.to_bytes().len()) as u64;
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         let length = u64::from(location.body_bytes);
@@ -172,6 +231,12 @@ impl Packs {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
+    /// Any segment of this kind.
+    pub(super) fn find(&self, wanted: impl Fn(&Segment) -> bool) -> Option<Arc<Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.values().find(|segment| wanted(segment)).cloned()
+    }
+
     pub(super) fn all(&self) -> Vec<Arc<Segment>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -189,11 +254,14 @@ impl Packs {
         let body_bytes = u32::try_from(parts.iter().map(Bytes::len).sum::<usize>()).unwrap_or(u32::MAX);
         let header = Header { kind: Kind::Live, key: *key, body_bytes, body_crc: crc.finalize() };
         let mut slot = self.pick();
-        let segment =
-            match slot.take().filter(|open| open.end() + header.record_bytes() <= self.segment_bytes_max) {
-                Some(segment) => segment,
-                None => self.create()?,
-            };
+        if let Some(full) = slot.take_if(|open| open.end() + header.record_bytes() > self.segment_bytes_max) {
+            // Who holds its slot is the only one who could append to it.
+            full.sealed.store(true, Ordering::Release);
+        }
+        let segment = match slot.take() {
+            Some(segment) => segment,
+            None => self.create()?,
+        };
         let offset = segment.end();
         let written = write_all(&segment.file, offset, &header.encode(), parts);
         if let Err(error) = written {
@@ -204,7 +272,7 @@ impl Packs {
             }
             return Err(StoreError::io("write", &segment.path, error));
         }
-        segment.dirty.store(true, Ordering::Release);
+        segment.touch();
         segment.end.store(offset + header.record_bytes(), Ordering::Release);
         let indexed = index(&segment, Location { segment: segment.id, offset, body_bytes });
         *slot = Some(segment);
@@ -229,16 +297,7 @@ impl Packs {
         created.map_err(|error| StoreError::io("create", &path, error))?;
         let segment = Arc::new(open_segment(id, path)?);
         self.new_files.store(true, Ordering::Release);
-        // The one before is full: it is sealed once no writer holds it, and that is now.
-        let open: Vec<u32> =
-            self.open.iter().filter_map(|slot| slot.try_lock().ok()?.as_ref().map(|open| open.id)).collect();
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
-        for other in segments.values() {
-            let full = other.end() + self.segment_bytes_max / 64 > self.segment_bytes_max;
-            if full && !open.contains(&other.id) {
-                other.sealed.store(true, Ordering::Release);
-            }
-        }
         segments.insert(id, segment.clone());
         Ok(segment)
     }
@@ -257,7 +316,7 @@ impl Packs {
         for (segment, _) in segments {
             segment.dirty.store(false, Ordering::Release);
             if let Err(error) = segment.sync() {
-                segment.dirty.store(true, Ordering::Release);
+                segment.touch();
                 return Err(error);
             }
         }
@@ -299,6 +358,7 @@ fn open_segment(id: u32, path: PathBuf) -> Result<Segment, StoreError> {
         live_bytes: AtomicI64::new(0),
         dirty: AtomicBool::new(false),
         sealed: AtomicBool::new(false),
+        claimed: AtomicBool::new(false),
     })
 }
 

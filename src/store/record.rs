@@ -10,7 +10,8 @@
 use crate::ipld::Multihash;
 use crate::ipld::block::BLOCK_BYTES_MAX;
 
-const MAGIC: [u8; 4] = *b"shB1";
+/// What a record begins with.
+pub(super) const MAGIC: [u8; 4] = *b"shB1";
 /// Bytes before the key.
 pub(super) const HEADER_BYTES: usize = 20;
 /// Where the kind stands.
@@ -95,6 +96,17 @@ fn checksum(header: &[u8], key: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Reads whatever bytes as a header: for fuzzing.
+#[cfg(test)]
+fn fuzz(bytes: &[u8]) {
+    if let Some(header) = Header::decode(bytes) {
+        assert!(header.body_bytes as usize <= BLOCK_BYTES_MAX);
+        let written = header.encode();
+        assert_eq!(written.len() as u64, header.header_bytes());
+        assert_eq!(Header::decode(&written), Some(header));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -121,11 +133,24 @@ mod tests {
             bytes[at] ^= 1 << bit;
             let read = Header::decode(&bytes);
             prop_assert!(read.is_none() || read.unwrap().kind == Kind::Removed);
+            fuzz(&bytes);
+        }
+
+        #[test]
+        fn a_header_with_a_right_checksum_does_no_harm(
+            key in proptest::collection::vec(any::<u8>(), 0..90),
+            kind in 0..4_u8,
+            numbers in any::<[u8; 10]>(),
+        ) {
+            let mut bytes = [&MAGIC[..], &[kind, u8::try_from(key.len()).unwrap()], &numbers].concat();
+            bytes.extend_from_slice(&checksum(&bytes, &key).to_le_bytes());
+            fuzz(&[bytes, key].concat());
         }
 
         #[test]
         fn junk_is_none(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Header::decode(&bytes).is_none());
+            fuzz(&bytes);
         }
     }
 }

@@ -199,4 +199,42 @@ mod tests {
         fs::write(state.path(&format!("root-{}", name())), b"{\"root\":\"baf").unwrap();
         assert!(matches!(state.own_root(&name()), Err(StoreError::State { .. })));
     }
+
+    #[test]
+    fn a_crash_before_the_rename_leaves_the_old_row() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let row = state.path(&format!("root-{}", name()));
+        let draft = row.with_extension("new");
+        for half_written in [&b""[..], b"{\"root\":\"baf", &[0; 5000]] {
+            state.set_own_root(&name(), &root()).unwrap();
+            fs::write(&draft, half_written).unwrap();
+            let state = State::open(folder.path()).unwrap();
+            assert_eq!(state.own_root(&name()).unwrap(), Some(root()));
+            let other = Cid::new_v1(0x70, *root().hash());
+            state.set_own_root(&name(), &other).unwrap();
+            assert_eq!(state.own_root(&name()).unwrap(), Some(other));
+            assert!(!draft.exists());
+        }
+    }
+
+    #[test]
+    fn a_draft_without_a_row_is_absent() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        fs::write(state.path("peers").with_extension("new"), "[").unwrap();
+        assert_eq!(state.peers().unwrap(), []);
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_written_is_named_and_stays_as_it_was() {
+        let folder = TempDir::new().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        state.set_own_root(&name(), &root()).unwrap();
+        let row = state.path(&format!("root-{}", name()));
+        fs::create_dir(row.with_extension("new")).unwrap();
+        let error = state.set_own_root(&name(), &Cid::new_v1(0x70, *root().hash())).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot write {}", row.display()));
+        assert_eq!(state.own_root(&name()).unwrap(), Some(root()));
+    }
 }

@@ -54,29 +54,24 @@ impl Sweep {
         self.store.read(key)
     }
 
-    /// Removes a block, unless it was used since the sweep began. Returns the bytes of its body.
-    pub fn remove(&self, key: &Multihash) -> Result<Option<u32>, StoreError> {
+    /// Removes a block, unless it was used since the sweep began. Its space comes back with [`Sweep::finish`], or before.
+    pub fn remove(&self, key: &Multihash) -> Result<bool, StoreError> {
         let usage = &self.store.0.usage;
         let removed = {
             // Whoever uses the block notes it under this lock before looking for its row: it finds the row gone, or
             // keeps it from going.
             let used = usage.lock();
-            if used.contains(key) || used.len() >= USED_MAX {
-                return Ok(None);
-            }
-            self.store.0.forget_row(key)?
+            !used.contains(key) && used.len() < USED_MAX && self.store.0.take_out(key)?
         };
-        let Some(location) = removed else { return Ok(None) };
-        self.store.0.give_back(key, location)?;
-        Ok(Some(location.body_bytes))
+        self.store.erase_some()?;
+        Ok(removed)
     }
 
-    /// Rewrites the segments of which little is left.
-    pub fn compact(&self) -> Result<(), StoreError> {
-        for segment in self.store.0.packs.all() {
-            if compaction::is_due(&segment) {
-                compaction::rewrite(&self.store, &self.store.0, &segment)?;
-            }
+    /// Gives the space of what was removed back, and rewrites the segments of which little is left.
+    pub fn finish(self) -> Result<(), StoreError> {
+        self.store.flush()?;
+        for segment in self.store.0.packs.all().iter().filter(|segment| compaction::is_due(segment)) {
+            compaction::run(&self.store, &self.store.0, segment);
         }
         Ok(())
     }

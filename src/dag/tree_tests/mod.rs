@@ -6,49 +6,19 @@ mod visit;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use async_trait::async_trait;
 use cid::Cid;
 use sha3::Shake128;
 use sha3::digest::{ExtendableOutput, Update, XofReader};
 
 use super::Blocks;
+use super::testing::Far;
 use super::tree::{Edit, Entry, Tree};
-use crate::ipfs::{Ipfs, IpfsError, Want};
 use crate::ipld::Block;
 use crate::ipld::block::RAW;
 use crate::ipld::dag_pb::Link;
 use crate::ipld::directory::{DIRECTORY_BYTES_MAX, Directory};
-use crate::ipld::ipns::{IpnsName, IpnsRecord};
-use crate::store::{Blockstore, Store, StoreOptions};
-
-/// A network that has the blocks of another store, or none, and counts what is asked of it.
-#[derive(Default)]
-struct Far {
-    store: Option<Blockstore>,
-    fetched: AtomicUsize,
-}
-
-#[async_trait]
-impl Ipfs for Far {
-    async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
-        self.fetched.fetch_add(1, Ordering::Relaxed);
-        let bytes = self.store.as_ref().and_then(|store| store.get(want.cid.hash()).unwrap());
-        bytes
-            .map(|bytes| Block::from_store(want.cid, bytes))
-            .ok_or_else(|| IpfsError::NoProvider(Box::new(want.cid)))
-    }
-    async fn provide(&self, _: &[Cid]) -> Result<(), IpfsError> {
-        Err(IpfsError::Closed)
-    }
-    async fn resolve(&self, _: &IpnsName) -> Result<IpnsRecord, IpfsError> {
-        Err(IpfsError::Closed)
-    }
-    async fn publish(&self, _: &IpnsRecord) -> Result<(), IpfsError> {
-        Err(IpfsError::Closed)
-    }
-}
+use crate::store::{Store, StoreOptions};
 
 /// A tree with a store of its own.
 struct Fixture {
@@ -65,8 +35,7 @@ impl Fixture {
 
     fn behind(store: Option<&Store>, directory_bytes_max: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let far =
-            Arc::new(Far { store: store.map(|store| store.blocks().clone()), fetched: AtomicUsize::new(0) });
+        let far = Far::with(store.map(Store::blocks));
         let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
         let tree =
             Tree::with_threshold(Blocks::new(store.blocks().clone(), far.clone()), directory_bytes_max);
@@ -74,7 +43,7 @@ impl Fixture {
     }
 
     fn fetched(&self) -> usize {
-        self.far.fetched.swap(0, Ordering::Relaxed)
+        self.far.fetched()
     }
 
     /// A root with these entries, set at once.
