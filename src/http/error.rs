@@ -2,7 +2,7 @@
 //! causes, once, here.
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RANGE};
+use axum::http::header::{ALLOW, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -45,6 +45,7 @@ impl Failure {
                     (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
                 }
                 RouteError::Reference(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+                RouteError::TooManyTags(_) => (StatusCode::URI_TOO_LONG, ErrorCode::ManifestInvalid),
                 RouteError::Number(_) => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
             },
             Self::Mirror(error) => classify(error),
@@ -101,8 +102,8 @@ impl IntoResponse for Failure {
             Self::Range { size_bytes } => {
                 super::set(headers, axum::http::header::CONTENT_RANGE, format!("bytes */{size_bytes}"))
             }
-            Self::Mirror(MirrorError::UploadRange { received, .. }) => {
-                super::set(headers, RANGE, super::push::received_range(*received));
+            Self::Mirror(MirrorError::UploadRange { repo, id, received, .. }) => {
+                super::push::describe_upload(headers, repo, id, *received);
             }
             _ => (),
         }

@@ -63,8 +63,8 @@ async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Resp
             pull::blob(&mirror, &metrics, &repo, &digest, head, request.headers()).await
         }
         Route::ListTags { repo, last, limit } => listing::tags(&mirror, &repo, last.as_deref(), limit).await,
-        Route::PutManifest { repo, reference, tags } => {
-            push::manifest(&mirror, &repo, &reference, &tags, request).await
+        Route::PutManifest { repo, reference, digest, tags } => {
+            push::manifest(&mirror, &repo, &reference, digest.as_ref(), &tags, request).await
         }
         Route::StartUpload { repo, start } => push::start(&mirror, &repo, start, request).await,
         Route::UploadStatus { repo, id } => push::status(&mirror, &repo, &id),

@@ -79,6 +79,7 @@ pub(super) async fn manifest(
     mirror: &Mirror,
     repo: &RepoName,
     reference: &Reference,
+    digest: Option<&Digest>,
     tags: &[Tag],
     request: Request,
 ) -> Result<Response, Failure> {
@@ -97,10 +98,11 @@ pub(super) async fn manifest(
         }
     })?;
     let content_type = text(&parts.headers, &CONTENT_TYPE);
-    let digest = mirror.put_manifest(repo, reference, content_type, bytes.clone()).await?;
-    for tag in tags {
-        mirror.put_manifest(repo, &Reference::Tag(tag.clone()), content_type, bytes.clone()).await?;
-    }
+    let (digest, all_tags) = match reference {
+        Reference::Digest(named) => (Some(named), tags.to_vec()),
+        Reference::Tag(tag) => (digest, tags.iter().chain([tag]).cloned().collect()),
+    };
+    let digest = mirror.put_manifest(repo, digest, &all_tags, content_type, bytes).await?;
     let mut response = created(&format!("/v2/{repo}/manifests/{digest}"), &digest);
     for tag in tags {
         if let Ok(value) = tag.as_str().parse() {
@@ -130,16 +132,16 @@ fn body(request: Request) -> impl futures::Stream<Item = Result<bytes::Bytes, Bo
 fn uploading(repo: &RepoName, id: &str, received: u64, status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    set(headers, LOCATION, format!("/v2/{repo}/blobs/uploads/{id}"));
-    set(headers, UPLOAD_ID, id);
-    set(headers, RANGE, received_range(received));
+    describe_upload(response.headers_mut(), repo, id, received);
     response
 }
 
-/// `0-<last>`; `0-0` also when nothing came, as all registries write it.
-pub(super) fn received_range(received: u64) -> String {
-    format!("0-{}", received.saturating_sub(1))
+/// Where an upload goes on and what it has received: `0-<last>`, or `0-0` also when nothing came, as all registries
+/// write it.
+pub(super) fn describe_upload(headers: &mut HeaderMap, repo: &RepoName, id: &str, received: u64) {
+    set(headers, LOCATION, format!("/v2/{repo}/blobs/uploads/{id}"));
+    set(headers, UPLOAD_ID, id);
+    set(headers, RANGE, format!("0-{}", received.saturating_sub(1)));
 }
 
 fn created(location: &str, digest: &Digest) -> Response {

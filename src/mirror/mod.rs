@@ -25,7 +25,7 @@ use tokio::sync::broadcast;
 use crate::dag::{Blocks, DagError, Tree};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
-use crate::oci::{Digest, Reference, RepoName};
+use crate::oci::{Digest, Reference, RepoName, Tag};
 use crate::store::{IndexEntry, Store, StoreError};
 use crate::tasks::Tasks;
 
@@ -51,8 +51,8 @@ pub enum MirrorError {
     ReadOnly,
     #[error("upload {0} is unknown: it was finished, cancelled, or idle for too long")]
     UploadUnknown(String),
-    #[error("the chunk begins at byte {at}, but upload {id} has received {received}")]
-    UploadRange { id: String, at: u64, received: u64 },
+    #[error("the chunk begins at byte {at}, but upload {id} of {repo} has received {received}")]
+    UploadRange { repo: RepoName, id: String, at: u64, received: u64 },
     #[error("upload {0} is being written to by another request")]
     UploadBusy(String),
     #[error("{0} uploads are open: finish some first")]
@@ -332,15 +332,17 @@ impl Mirror {
         self.0.mount(repo, from, digest).await
     }
 
-    /// Stores a manifest under its digest and, if `reference` is one, a tag. `content_type` as the client sent it.
+    /// Stores a manifest under its digest, which is `expected` or else the SHA-256, and moves `tags` to it, all or none.
+    /// `content_type` as the client sent it.
     pub async fn put_manifest(
         &self,
         repo: &RepoName,
-        reference: &Reference,
+        expected: Option<&Digest>,
+        tags: &[Tag],
         content_type: Option<&str>,
         bytes: Bytes,
     ) -> Result<Digest, MirrorError> {
-        self.0.put_manifest(repo, reference, content_type, bytes).await
+        self.0.put_manifest(repo, expected, tags, content_type, bytes).await
     }
 
     /// Publishes the own root at once; with `overwrite` also over a newer record that somebody else signed.

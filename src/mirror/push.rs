@@ -12,7 +12,7 @@ use super::{Blob, Inner, MirrorError, layout};
 use crate::dag::file::Expected;
 use crate::dag::{Entry, file};
 use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
-use crate::oci::{Algorithm, Digest, Reference, RepoName};
+use crate::oci::{Algorithm, Digest, RepoName, Tag};
 use crate::store::IndexEntry;
 
 impl Inner {
@@ -95,7 +95,8 @@ impl Inner {
     pub(super) async fn put_manifest(
         &self,
         repo: &RepoName,
-        reference: &Reference,
+        expected: Option<&Digest>,
+        tags: &[Tag],
         content_type: Option<&str>,
         bytes: Bytes,
     ) -> Result<Digest, MirrorError> {
@@ -103,14 +104,8 @@ impl Inner {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX));
         }
-        let algorithm = match reference {
-            Reference::Digest(digest) => digest.algorithm(),
-            Reference::Tag(_) => Algorithm::Sha256,
-        };
-        let digest = Digest::of(algorithm, &bytes);
-        if let Reference::Digest(expected) = reference
-            && *expected != digest
-        {
+        let digest = Digest::of(expected.map_or(Algorithm::Sha256, Digest::algorithm), &bytes);
+        if let Some(expected) = expected.filter(|expected| **expected != digest) {
             return Err(MirrorError::DigestMismatch { expected: *expected, actual: digest });
         }
         let parsed = ParsedManifest::parse(content_type, &bytes)
@@ -122,9 +117,9 @@ impl Inner {
         changes.announce(entry.cid);
         let link = layout::link_content(&digest);
         changes.write(layout::revision_link(repo, &digest), link.clone());
-        if let Reference::Tag(tag) = reference {
+        for tag in tags {
             changes.write(layout::tag_index_link(repo, tag, &digest), link.clone());
-            changes.write(layout::tag_link(repo, tag), link);
+            changes.write(layout::tag_link(repo, tag), link.clone());
         }
         own.commits.apply(changes).await?;
         Ok(digest)

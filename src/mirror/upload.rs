@@ -88,7 +88,7 @@ impl Uploads {
         let mut lease = Lease::take(self.find(repo, id)?, id)?;
         let received = lease.writing()?.received_bytes;
         if let Some(at) = at.filter(|at| *at != received) {
-            return Err(MirrorError::UploadRange { id: id.to_owned(), at, received });
+            return Err(MirrorError::UploadRange { repo: repo.clone(), id: id.to_owned(), at, received });
         }
         while let Some(bytes) = body.next().await {
             lease.writing()?.write(bytes.map_err(MirrorError::Body)?).await?;
