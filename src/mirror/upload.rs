@@ -1,5 +1,8 @@
 //! Upload sessions: bytes in, a verified blob out. What arrives goes into the blockstore at once, without a root; a
 //! session that ends without its digest leaves blocks that nothing names.
+//!
+//! Clients leave without a word. So a session that waits for its next request goes after an idle time, and before it
+//! where room is needed: the one that has waited longest goes first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +17,12 @@ use super::{BodyError, MirrorError};
 use crate::dag::Blocks;
 use crate::dag::file::{FileRoot, FileWriter};
 use crate::oci::{Algorithm, Digest, RepoName};
+
+/// What the sessions that wait for their next request may hold in memory together.
+const WAITING_BYTES_MAX: u64 = 128 << 20;
+/// The most that one of them is reckoned to hold: a leaf that is not full, a batch that is not hashed, and the unused
+/// rest of the buffers that these lie in.
+const SESSION_BYTES_MAX: u64 = 2 << 20;
 
 /// The open sessions. Cheap to clone.
 #[derive(Clone)]
@@ -57,7 +66,8 @@ impl Uploads {
     pub(super) fn start(&self, repo: &RepoName) -> Result<String, MirrorError> {
         let mut sessions = lock(&self.sessions);
         if sessions.len() >= self.uploads_max {
-            return Err(MirrorError::TooManyUploads(self.uploads_max));
+            let waiting = Waiting::all(&sessions).into_iter().min();
+            waiting.ok_or(MirrorError::TooManyUploads(self.uploads_max))?.drop_from(&mut sessions);
         }
         let id = Uuid::new_v4();
         let writing = Writing {
@@ -85,7 +95,7 @@ impl Uploads {
     where
         S: Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
     {
-        let mut lease = Lease::take(self.find(repo, id)?, id)?;
+        let mut lease = Lease::take(self, repo, id)?;
         let received = lease.writing()?.received_bytes;
         if let Some(at) = at.filter(|at| *at != received) {
             return Err(MirrorError::UploadRange { repo: repo.clone(), id: id.to_owned(), at, received });
@@ -98,7 +108,7 @@ impl Uploads {
 
     /// Ends a session and gives what it received. The blocks are written, not yet flushed.
     pub(super) async fn finish(&self, repo: &RepoName, id: &str) -> Result<Received, MirrorError> {
-        let mut lease = Lease::take(self.find(repo, id)?, id)?;
+        let mut lease = Lease::take(self, repo, id)?;
         let writing = lease.writing.take().ok_or_else(|| MirrorError::UploadUnknown(id.to_owned()))?;
         self.forget(id);
         let (file, sha256) = tokio::try_join!(
@@ -128,6 +138,24 @@ impl Uploads {
         });
     }
 
+    /// Holds what waiting sessions have in memory to its bound.
+    fn shed(&self) {
+        let mut sessions = lock(&self.sessions);
+        let mut waiting = Waiting::all(&sessions);
+        let mut held: u64 = waiting.iter().map(|one| one.held_bytes).sum();
+        if held <= WAITING_BYTES_MAX {
+            return;
+        }
+        waiting.sort_unstable();
+        for longest in waiting {
+            if held <= WAITING_BYTES_MAX {
+                return;
+            }
+            longest.drop_from(&mut sessions);
+            held -= longest.held_bytes;
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         lock(&self.sessions).len()
     }
@@ -144,6 +172,31 @@ impl Uploads {
     }
 }
 
+/// A session that waits for its next request. The least has waited longest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    touched_at: Instant,
+    id: Uuid,
+    held_bytes: u64,
+}
+
+impl Waiting {
+    fn all(sessions: &HashMap<Uuid, Arc<Session>>) -> Vec<Self> {
+        let waiting = sessions.iter().filter_map(|(id, session)| {
+            let slot = lock(&session.slot);
+            let held_bytes = slot.received_bytes.saturating_mul(2).min(SESSION_BYTES_MAX);
+            slot.writing.is_some().then_some(Self { touched_at: slot.touched_at, id: *id, held_bytes })
+        });
+        waiting.collect()
+    }
+
+    fn drop_from(&self, sessions: &mut HashMap<Uuid, Arc<Session>>) {
+        sessions.remove(&self.id);
+        let waited_s = self.touched_at.elapsed().as_secs();
+        tracing::info!(upload = %self.id, waited_s, "waiting upload dropped to make room");
+    }
+}
+
 impl Writing {
     /// The bytes count as received from here on, also if the future is dropped while they wait for the store.
     async fn write(&mut self, bytes: Bytes) -> Result<(), MirrorError> {
@@ -157,15 +210,17 @@ impl Writing {
 
 /// The right to write to a session: one request at a time has it, and gives it back when it is dropped.
 struct Lease {
+    uploads: Uploads,
     session: Arc<Session>,
     writing: Option<Writing>,
 }
 
 impl Lease {
-    fn take(session: Arc<Session>, id: &str) -> Result<Self, MirrorError> {
+    fn take(uploads: &Uploads, repo: &RepoName, id: &str) -> Result<Self, MirrorError> {
+        let session = uploads.find(repo, id)?;
         let writing = lock(&session.slot).writing.take();
         let writing = writing.ok_or_else(|| MirrorError::UploadBusy(id.to_owned()))?;
-        Ok(Self { session, writing: Some(writing) })
+        Ok(Self { uploads: uploads.clone(), session, writing: Some(writing) })
     }
 
     fn writing(&mut self) -> Result<&mut Writing, MirrorError> {
@@ -180,6 +235,8 @@ impl Drop for Lease {
             slot.received_bytes = writing.received_bytes;
             slot.touched_at = Instant::now();
             slot.writing = Some(writing);
+            drop(slot);
+            self.uploads.shed();
         }
     }
 }
