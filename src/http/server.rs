@@ -1,6 +1,7 @@
 //! The accept loop: connections, with the limits that `axum::serve` does not have.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
@@ -34,6 +35,11 @@ pub enum Listener {
 
 /// Pause after the system refused a connection, for want of file handles say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the rest of a request that was answered early is read and thrown away. A connection that is closed upon
+/// bytes nobody read is reset, and the answer may be lost with it.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: u64 = 64 << 20;
 
 /// Serves `router` until the daemon stops; requests that run then are finished within its grace period.
 pub fn serve(tasks: &Tasks, name: &'static str, listener: Listener, router: Router, limits: ServerLimits) {
@@ -85,25 +91,34 @@ async fn serve_connection(
 ) {
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let router = router.clone();
-        async move {
+        Box::pin(async move {
             let Ok(response) = router.oneshot(request.map(Body::new)).await;
             Ok::<_, Infallible>(response)
-        }
+        })
     });
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(limits.buffer_bytes_max)
         .serve_connection(TokioIo::new(socket), service);
-    let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
+        outcome = poll_fn(|context| connection.poll_without_shutdown(context)) => outcome,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|context| connection.poll_without_shutdown(context)).await
         }
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "connection ended");
     }
+    let socket = connection.into_parts().io.into_inner();
+    // Whoever has gone already is not waited for; the others are given their time, but for a stop.
+    let _ = stop.run_until_cancelled(tokio::time::timeout(LINGER_TIMEOUT, linger(socket))).await;
+}
+
+/// Ends the sending side, then reads what the client still sends until it ends too.
+async fn linger(mut socket: Box<dyn Socket>) -> io::Result<()> {
+    socket.shutdown().await?;
+    tokio::io::copy(&mut socket.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await?;
+    Ok(())
 }
