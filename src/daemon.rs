@@ -29,16 +29,18 @@ use crate::tasks::Tasks;
 pub enum DaemonError {
     #[error(transparent)]
     Keystore(#[from] KeystoreError),
-    #[error("config key storage.ipfs.rootdirectory: {0}")]
+    #[error("config key storage.ipfs.rootdirectory")]
     Store(#[source] StoreError),
-    #[error("config key http.addr or http.debug.addr: cannot listen on {addr}: {reason}")]
-    Listen { addr: String, reason: String },
-    #[error("config key p2p: {}", chain(.0))]
+    #[error(
+        "config key {key} = {addr:?}: cannot listen there: {reason}; HOST:PORT of a free port is expected, or port 0"
+    )]
+    Listen { key: &'static str, addr: String, reason: String },
+    #[error("config key p2p")]
     Node(#[from] NodeError),
-    #[error("config key storage.ipfs.{key}: {source}")]
+    #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
-    #[error("cannot make the control socket: {0}")]
-    Socket(std::io::Error),
+    #[error("cannot make the control socket")]
+    Socket(#[source] std::io::Error),
     #[error(transparent)]
     Mirror(#[from] MirrorError),
 }
@@ -172,15 +174,15 @@ async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonErro
 }
 
 async fn listen(http: &HttpConfig) -> Result<(TcpListener, Option<TcpListener>), DaemonError> {
-    let bind = async |addr: &str| {
+    let bind = async |key, addr: &str| {
         let bound = TcpListener::bind(addr).await;
-        bound.map_err(|error| DaemonError::Listen { addr: addr.to_owned(), reason: error.to_string() })
+        bound.map_err(|error| DaemonError::Listen { key, addr: addr.to_owned(), reason: error.to_string() })
     };
     let debug = match &http.debug_addr {
-        Some(addr) => Some(bind(addr).await?),
+        Some(addr) => Some(bind("http.debug.addr", addr).await?),
         None => None,
     };
-    Ok((bind(&http.addr).await?, debug))
+    Ok((bind("http.addr", &http.addr).await?, debug))
 }
 
 fn address(listener: &TcpListener) -> Result<SocketAddr, DaemonError> {
