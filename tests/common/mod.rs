@@ -117,6 +117,10 @@ impl Daemon {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("config.yaml")
     }
