@@ -316,12 +316,15 @@ impl Task {
     }
 
     async fn advance(&mut self) -> Result<(), PublishError> {
-        if self.put_pending && self.record.is_some() {
-            self.put().await?;
-        }
+        let put = match self.put_pending && self.record.is_some() {
+            true => self.put().await,
+            false => Ok(()),
+        };
+        // Also if nobody took the record: pushes wait until the network was asked, and nobody may be there to ask.
         if !self.settled {
             self.settle().await?;
         }
+        put?;
         if self.due.is_some() {
             self.sign().await?;
             self.put().await?;

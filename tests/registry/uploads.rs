@@ -5,7 +5,7 @@ use reqwest::{Body, Client, Response, StatusCode};
 use shoal::oci::{Algorithm, Digest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::common::{Daemon, daemon, random_bytes};
+use super::common::{Daemon, Image, PATIENCE, daemon, random_bytes};
 use super::{closing, header, open_upload, raw, refused, status};
 
 /// A body of unknown length, which goes out in chunked transfer encoding.
@@ -271,6 +271,22 @@ async fn one_blob_may_be_pushed_by_many_at_once() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_comes_back_alone_takes_pushes_at_once() {
+    let first = daemon().start();
+    first.push("library/app", "1", &Image::new(1, &[100])).await;
+    // A signed record is what is put to the network again after a start.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while status(&first)["own"]["sequence"].is_null() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing was signed: {}", first.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let again = first.kill_and_restart();
+    let image = Image::new(2, &[100]);
+    let pushed = tokio::time::timeout(PATIENCE, again.push("library/app", "2", &image)).await;
+    assert!(pushed.is_ok(), "{}", again.log());
+}
+
+#[tokio::test]
 async fn two_requests_do_not_write_to_one_upload_at_once() {
     let daemon = daemon().start();
     let location = open_upload(&daemon, "library/app").await;
@@ -281,7 +297,7 @@ async fn two_requests_do_not_write_to_one_upload_at_once() {
         .await
         .unwrap();
     // The first is being read as soon as a second is turned away.
-    let deadline = tokio::time::Instant::now() + super::common::PATIENCE;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         let second = patch(&daemon.client, &location, Some("7-8"), "xy").await;
         if second.status() == StatusCode::CONFLICT {
