@@ -1,11 +1,15 @@
 //! Uploads, mounts, manifests that are put.
 
+use std::time::Duration;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::Response;
-use futures::TryStreamExt;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
 
 use super::error::Failure;
 use super::pull::text;
@@ -15,6 +19,9 @@ use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::range::parse_content_range;
 use crate::oci::route::StartUpload;
 use crate::oci::{Digest, Reference, RepoName, Tag};
+
+/// How long a body may go without a byte. A client that stays and sends nothing gives its upload free for another request.
+const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
@@ -83,12 +90,12 @@ pub(super) async fn manifest(
     tags: &[Tag],
     request: Request,
 ) -> Result<Response, Failure> {
-    let (parts, body) = request.into_parts();
-    let announced = text(&parts.headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    let headers = request.headers().clone();
+    let announced = text(&headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     if announced.is_some_and(|length| length > MANIFEST_BYTES_MAX) {
         return Err(MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX).into());
     }
-    let bytes = to_bytes(body, MANIFEST_BYTES_MAX).await.map_err(|error| {
+    let bytes = to_bytes(Body::from_stream(body(request)), MANIFEST_BYTES_MAX).await.map_err(|error| {
         let too_large = std::error::Error::source(&error)
             .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if too_large {
@@ -97,7 +104,7 @@ pub(super) async fn manifest(
             MirrorError::Body(Box::new(error))
         }
     })?;
-    let content_type = text(&parts.headers, &CONTENT_TYPE);
+    let content_type = text(&headers, &CONTENT_TYPE);
     let (digest, all_tags) = match reference {
         Reference::Digest(named) => (Some(named), tags.to_vec()),
         Reference::Tag(tag) => (digest, tags.iter().chain([tag]).cloned().collect()),
@@ -125,8 +132,19 @@ fn chunk_start(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
     Ok(Some(range.start))
 }
 
-fn body(request: Request) -> impl futures::Stream<Item = Result<bytes::Bytes, BodyError>> + Send + Unpin {
-    request.into_body().into_data_stream().map_err(BodyError::from)
+fn body(request: Request) -> BoxStream<'static, Result<Bytes, BodyError>> {
+    let bytes = request.into_body().into_data_stream().map_err(BodyError::from);
+    stream::unfold(Some(bytes), async |bytes| {
+        let mut bytes = bytes?;
+        match tokio::time::timeout(BODY_IDLE_TIMEOUT, bytes.next()).await {
+            Ok(next) => Some((next?, Some(bytes))),
+            Err(_) => {
+                let silent = format!("not a byte came for {} s", BODY_IDLE_TIMEOUT.as_secs());
+                Some((Err(silent.into()), None))
+            }
+        }
+    })
+    .boxed()
 }
 
 fn uploading(repo: &RepoName, id: &str, received: u64, status: StatusCode) -> Response {
@@ -150,4 +168,22 @@ fn created(location: &str, digest: &Digest) -> Response {
     set(response.headers_mut(), LOCATION, location);
     set(response.headers_mut(), CONTENT_DIGEST, digest.to_string());
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_falls_silent_breaks_off() {
+        let slow = stream::once(async {
+            tokio::time::sleep(BODY_IDLE_TIMEOUT - Duration::from_secs(1)).await;
+            Ok::<_, BodyError>(Bytes::from_static(b"late"))
+        });
+        let request = Request::new(Body::from_stream(slow.chain(stream::pending())));
+        let got: Vec<_> = body(request).collect().await;
+        let [Ok(late), Err(silent)] = got.as_slice() else { panic!("{got:?}") };
+        assert_eq!(late.as_ref(), b"late");
+        assert_eq!(silent.to_string(), "not a byte came for 120 s");
+    }
 }
