@@ -193,6 +193,7 @@ fn server_limits(limits: &Limits) -> ServerLimits {
     ServerLimits {
         connections_max: limits.http_connections_max,
         header_timeout: limits.http_header_timeout,
+        unread_timeout: limits.http_unread_timeout,
         buffer_bytes_max: limits.http_buffer_bytes_max,
     }
 }

@@ -94,6 +94,7 @@ pub struct Limits {
     pub upload_idle_timeout: Duration,
     pub http_connections_max: usize,
     pub http_header_timeout: Duration,
+    pub http_unread_timeout: Duration,
     pub http_buffer_bytes_max: usize,
     pub p2p_connections_max: u32,
     /// From the first signal to the end, whatever runs.
@@ -107,6 +108,7 @@ impl Default for Limits {
             upload_idle_timeout: Duration::from_secs(3600),
             http_connections_max: 8192,
             http_header_timeout: Duration::from_secs(30),
+            http_unread_timeout: Duration::from_secs(300),
             http_buffer_bytes_max: 512 * 1024,
             p2p_connections_max: 512,
             stop_timeout: Duration::from_secs(8),

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -23,6 +24,8 @@ pub struct ServerLimits {
     pub connections_max: usize,
     /// From the first byte of a request to the end of its header.
     pub header_timeout: Duration,
+    /// How long a TCP client may leave what it was sent unread.
+    pub unread_timeout: Duration,
     /// Of a request's header and of what is read ahead of its body.
     pub buffer_bytes_max: usize,
 }
@@ -50,7 +53,7 @@ pub fn serve(tasks: &Tasks, name: &'static str, listener: Listener, router: Rout
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = accept(&listener) => accepted,
+                accepted = accept(&listener, limits.unread_timeout) => accepted,
             };
             match accepted {
                 Ok(socket) => {
@@ -72,11 +75,12 @@ pub fn serve(tasks: &Tasks, name: &'static str, listener: Listener, router: Rout
 trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
-async fn accept(listener: &Listener) -> io::Result<Box<dyn Socket>> {
+async fn accept(listener: &Listener, unread_timeout: Duration) -> io::Result<Box<dyn Socket>> {
     match listener {
         Listener::Tcp(listener) => {
             let (socket, _) = listener.accept().await?;
             socket.set_nodelay(true)?;
+            SockRef::from(&socket).set_tcp_user_timeout(Some(unread_timeout))?;
             Ok(Box::new(socket))
         }
         Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
@@ -121,4 +125,43 @@ async fn linger(mut socket: Box<dyn Socket>) -> io::Result<()> {
     socket.shutdown().await?;
     tokio::io::copy(&mut socket.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use futures::stream;
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_let_go() {
+        let endless = async || {
+            let bytes = stream::repeat_with(|| Ok::<_, io::Error>(bytes::Bytes::from_static(&[0; 65_536])));
+            Body::from_stream(bytes)
+        };
+        let limits = ServerLimits {
+            connections_max: 4,
+            header_timeout: Duration::from_secs(30),
+            unread_timeout: Duration::from_secs(1),
+            buffer_bytes_max: 64 * 1024,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let tasks = Tasks::new();
+        serve(&tasks, "test", Listener::Tcp(listener), Router::new().route("/", get(endless)), limits);
+        let mut client = TcpStream::connect(at).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        // The answer has begun, so there is a task for the connection, besides that which accepts.
+        client.readable().await.unwrap();
+        assert_eq!(tasks.len(), 2);
+        let gone = async {
+            while tasks.len() > 1 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(20), gone).await.is_ok());
+        tasks.shutdown(Duration::ZERO).await;
+    }
 }
