@@ -19,7 +19,7 @@ use crate::dag::file::{FileRoot, FileWriter};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// What the sessions that wait for their next request may hold in memory together.
-const WAITING_BYTES_MAX: u64 = 128 << 20;
+const WAITING_BYTES_MAX: u64 = 64 << 20;
 /// The most that one of them is reckoned to hold: a leaf that is not full, a batch that is not hashed, and the unused
 /// rest of the buffers that these lie in.
 const SESSION_BYTES_MAX: u64 = 2 << 20;

@@ -14,7 +14,7 @@ const AT_ONCE: usize = 50;
 /// What of each upload has been sent when its client leaves.
 const SENT_BYTES: usize = 900_000;
 /// What the daemon may hold for uploads that may still go on, and its allocator for the next ones, in KiB.
-const GROWTH_KIB_MAX: u64 = 250 * 1024;
+const GROWTH_KIB_MAX: u64 = 350 * 1024;
 
 #[derive(Debug)]
 struct Usage {
