@@ -45,8 +45,8 @@ pub enum DaemonError {
     Node(#[from] NodeError),
     #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
-    #[error("cannot make the control socket: {0}")]
-    Socket(std::io::Error),
+    #[error("cannot make the control socket")]
+    Socket(#[source] std::io::Error),
     #[error(transparent)]
     Mirror(#[from] MirrorError),
 }

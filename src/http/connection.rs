@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -31,6 +32,11 @@ const STREAMS_MAX: u32 = 128;
 /// A client that is gone without a word is noticed by a ping.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the rest of a request that was answered early is read and thrown away. A connection that is closed upon
+/// bytes nobody read is reset, and the answer may be lost with it.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
@@ -81,19 +87,23 @@ impl Server {
         let io = TokioIo::new(Guarded::new(socket, activity.clone()));
         let router = self.router;
         let service = hyper::service::service_fn(move |request| {
-            answer(router.clone(), activity.clone(), client, request)
+            Box::pin(answer(router.clone(), activity.clone(), client, request))
         });
         let outcome = match protocol {
             Protocol::Http1 => {
-                let connection = http1_builder(&self.limits).serve_connection(io, service);
-                let mut connection = std::pin::pin!(connection);
-                tokio::select! {
-                    outcome = connection.as_mut() => outcome,
+                let mut connection = http1_builder(&self.limits).serve_connection(io, service);
+                let outcome = tokio::select! {
+                    outcome = poll_fn(|context| connection.poll_without_shutdown(context)) => outcome,
                     () = stop.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
+                        Pin::new(&mut connection).graceful_shutdown();
+                        poll_fn(|context| connection.poll_without_shutdown(context)).await
                     }
-                }
+                };
+                let socket = connection.into_parts().io.into_inner();
+                // Whoever has gone already is not waited for; the others are given their time, but for a stop.
+                let lingering = tokio::time::timeout(LINGER_TIMEOUT, linger(socket));
+                let _ = stop.run_until_cancelled(lingering).await;
+                outcome
             }
             Protocol::Http2 => {
                 let connection = http2_builder(&self.limits, self.tasks).serve_connection(io, service);
@@ -111,6 +121,13 @@ impl Server {
             tracing::debug!(%client, error = %crate::mirror::chain(&error), "connection ended");
         }
     }
+}
+
+/// Ends the sending side, then reads what the client still sends until it ends too.
+async fn linger(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+    socket.shutdown().await?;
+    tokio::io::copy(&mut socket.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 fn http1_builder(limits: &HttpLimits) -> http1::Builder {

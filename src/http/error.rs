@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RANGE};
+use axum::http::header::{ALLOW, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -50,6 +50,7 @@ impl Failure {
                     (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid)
                 }
                 RouteError::Reference(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+                RouteError::TooManyTags(_) => (StatusCode::URI_TOO_LONG, ErrorCode::ManifestInvalid),
                 RouteError::Number(_) => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
             },
             Self::Mirror(error) => classify(error),
@@ -116,8 +117,8 @@ impl IntoResponse for Failure {
             Self::Range { size_bytes } => {
                 super::set(headers, axum::http::header::CONTENT_RANGE, format!("bytes */{size_bytes}"))
             }
-            Self::Mirror(MirrorError::UploadRange { received, .. }) => {
-                super::set(headers, RANGE, super::push::received_range(*received));
+            Self::Mirror(MirrorError::UploadRange { repo, id, received, .. }) => {
+                super::push::describe_upload(headers, repo, id, *received);
             }
             _ => (),
         }

@@ -58,7 +58,9 @@ pub(super) async fn blob(
         return Ok(not_modified(digest));
     }
     let size_bytes = blob.size_bytes;
-    let (status, range) = match RangeRequest::parse(text(asked, &RANGE), size_bytes) {
+    // Ranges are defined for GET only (RFC 9110, section 14.2).
+    let asked_range = text(asked, &RANGE).filter(|_| !head);
+    let (status, range) = match RangeRequest::parse(asked_range, size_bytes) {
         RangeRequest::Whole => (StatusCode::OK, 0..size_bytes),
         RangeRequest::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
         RangeRequest::Unsatisfiable => return Err(Failure::Range { size_bytes }),

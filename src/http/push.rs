@@ -87,12 +87,12 @@ pub(super) async fn manifest(
     digest: Option<Digest>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let (parts, body) = request.into_parts();
-    let announced = text(&parts.headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    let headers = request.headers().clone();
+    let announced = text(&headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     if announced.is_some_and(|length| length > MANIFEST_BYTES_MAX) {
         return Err(MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX).into());
     }
-    let bytes = to_bytes(body, MANIFEST_BYTES_MAX).await.map_err(|error| {
+    let bytes = to_bytes(Body::from_stream(body(request)), MANIFEST_BYTES_MAX).await.map_err(|error| {
         let too_large = std::error::Error::source(&error)
             .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
         if too_large {
@@ -106,7 +106,7 @@ pub(super) async fn manifest(
         Reference::Digest(digest) => (None, Some(*digest)),
     };
     let all_tags: Vec<Tag> = tag.into_iter().chain(tags).cloned().collect();
-    let content_type = text(&parts.headers, &CONTENT_TYPE);
+    let content_type = text(&headers, &CONTENT_TYPE);
     let put = PutManifest { tags: &all_tags, expected, content_type, bytes };
     let stored = mirror.put_manifest(repo, put).await?;
     let mut response = created(&format!("/v2/{repo}/manifests/{}", stored.digest), &stored.digest);
@@ -162,16 +162,16 @@ fn body(request: Request) -> impl futures::Stream<Item = Result<bytes::Bytes, Bo
 fn uploading(repo: &RepoName, id: &str, received: u64, status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    set(headers, LOCATION, format!("/v2/{repo}/blobs/uploads/{id}"));
-    set(headers, UPLOAD_ID, id);
-    set(headers, RANGE, received_range(received));
+    describe_upload(response.headers_mut(), repo, id, received);
     response
 }
 
-/// `0-<last>`; `0-0` also when nothing came, as all registries write it.
-pub(super) fn received_range(received: u64) -> String {
-    format!("0-{}", received.saturating_sub(1))
+/// Where an upload goes on and what it has received: `0-<last>`, or `0-0` also when nothing came, as all registries
+/// write it.
+pub(super) fn describe_upload(headers: &mut HeaderMap, repo: &RepoName, id: &str, received: u64) {
+    set(headers, LOCATION, format!("/v2/{repo}/blobs/uploads/{id}"));
+    set(headers, UPLOAD_ID, id);
+    set(headers, RANGE, format!("0-{}", received.saturating_sub(1)));
 }
 
 fn created(location: &str, digest: &Digest) -> Response {

@@ -44,7 +44,7 @@ pub enum KeystoreError {
     Name(String),
     #[error("there is a key {name:?} already ({}): choose another name, or move that file away", path.display())]
     Exists { name: String, path: PathBuf },
-    #[error("there is no key {name:?} in {}", dir.display())]
+    #[error("there is no key {name:?} in {}: `shoal key list` shows those that are there, `shoal key gen {name}` makes it", dir.display())]
     Missing { name: String, dir: PathBuf },
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },

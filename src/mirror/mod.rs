@@ -71,8 +71,8 @@ pub enum MirrorError {
     NotOurs { what: String, origin: Origin },
     #[error("upload {0} is unknown: it was finished, cancelled, or idle for too long")]
     UploadUnknown(String),
-    #[error("the chunk begins at byte {at}, but upload {id} has received {received}")]
-    UploadRange { id: String, at: u64, received: u64 },
+    #[error("the chunk begins at byte {at}, but upload {id} of {repo} has received {received}")]
+    UploadRange { repo: RepoName, id: String, at: u64, received: u64 },
     #[error("upload {0} is being written to by another request")]
     UploadBusy(String),
     #[error("{0} uploads are open: finish some first")]

@@ -1,12 +1,17 @@
 //! Upload sessions: bytes in, a verified blob out. What arrives goes into the blockstore at once, without a root, and is
 //! noted in a journal, so that an upload goes on after a restart; a session that ends without its digest leaves blocks
 //! that nothing names.
+//!
+//! Clients leave without a word. So a session that waits for its next request goes after an idle time, and before it
+//! where too many are open: the one that has waited longest goes first. What waiting sessions hold in memory is
+//! bounded: the same give it up, and read it back from the store if their client does come again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use cid::Cid;
 use futures::{Stream, StreamExt};
 use uuid::Uuid;
 
@@ -19,8 +24,11 @@ use crate::store::{UploadJournal, UploadJournals, UploadStep, off_thread};
 
 /// Bytes after which a session is noted down, also while a request goes on.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
-/// A session that was idle for this long makes room when too many are open.
-const MAKES_ROOM_AFTER: Duration = Duration::from_secs(300);
+/// What the sessions that wait for their next request may hold in memory together.
+const WAITING_BYTES_MAX: u64 = 64 << 20;
+/// The most that one of them is reckoned to hold: a leaf that is not full, a batch that is not hashed, and the unused
+/// rest of the buffers that these lie in.
+const SESSION_BYTES_MAX: u64 = 2 << 20;
 
 /// The open sessions. Cheap to clone.
 #[derive(Clone)]
@@ -59,9 +67,12 @@ struct Writing {
     file: FileWriter,
     hasher: StreamHasher,
     received_bytes: u64,
+    algorithm: Algorithm,
     /// How much of it is in the journal.
     noted_bytes: u64,
     noted_leaves: usize,
+    /// What was behind the leaves then.
+    tail: Option<Cid>,
 }
 
 /// Whether a request is the last that brings bytes.
@@ -104,13 +115,17 @@ impl Uploads {
         let evicted = {
             let mut sessions = lock(&self.sessions);
             let full = sessions.len() >= self.uploads_max;
-            let evicted = if full { Some(longest_idle(&sessions, self.uploads_max)?) } else { None };
+            let longest = Waiting::all(&sessions).into_iter().min().map(|longest| longest.id);
+            let evicted = match full {
+                true => Some(longest.ok_or(MirrorError::TooManyUploads(self.uploads_max))?),
+                false => None,
+            };
             evicted.inspect(|evicted| _ = sessions.remove(evicted));
             sessions.insert(id, session);
             evicted
         };
         if let Some(evicted) = evicted {
-            tracing::warn!(upload = %evicted, "idle upload dropped: too many are open");
+            tracing::info!(upload = %evicted, "waiting upload dropped to make room");
             self.forget_journal(evicted).await?;
         }
         let (journals, repo) = (self.journals.clone(), repo.clone());
@@ -135,10 +150,11 @@ impl Uploads {
         S: Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
     {
         let (uuid, session) = self.find(repo, id)?;
-        let mut lease = Lease::take(session, id)?;
+        let mut lease = Lease::take(self, session, id)?;
         let writing = self.writing(&mut lease, uuid).await?;
         if let Some(at) = at.filter(|at| *at != writing.received_bytes) {
-            return Err(MirrorError::UploadRange { id: id.to_owned(), at, received: writing.received_bytes });
+            let (repo, received) = (repo.clone(), writing.received_bytes);
+            return Err(MirrorError::UploadRange { repo, id: id.to_owned(), at, received });
         }
         let outcome = loop {
             match body.next().await {
@@ -159,7 +175,7 @@ impl Uploads {
     /// Ends a session and gives what it received. The blocks are written, not yet flushed.
     pub(super) async fn finish(&self, repo: &RepoName, id: &str) -> Result<Received, MirrorError> {
         let (uuid, session) = self.find(repo, id)?;
-        let mut lease = Lease::take(session, id)?;
+        let mut lease = Lease::take(self, session, id)?;
         self.writing(&mut lease, uuid).await?;
         let Some(Content::Open(writing)) = lease.content.take() else { return Err(MirrorError::Closed) };
         self.forget(&uuid);
@@ -215,6 +231,25 @@ impl Uploads {
         }
     }
 
+    /// Holds what waiting sessions have in memory to its bound.
+    fn shed(&self) {
+        let sessions = lock(&self.sessions);
+        let mut waiting = Waiting::all(&sessions);
+        let mut held: u64 = waiting.iter().map(|one| one.held_bytes).sum();
+        if held <= WAITING_BYTES_MAX {
+            return;
+        }
+        waiting.sort_unstable();
+        for longest in waiting {
+            if held <= WAITING_BYTES_MAX {
+                return;
+            }
+            if sessions.get(&longest.id).is_some_and(|session| session.park(longest.id)) {
+                held -= longest.held_bytes;
+            }
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         lock(&self.sessions).len()
     }
@@ -236,17 +271,28 @@ impl Uploads {
     }
 }
 
-/// The session that has been idle for longest, if that is long enough for it to make room.
-fn longest_idle(sessions: &HashMap<Uuid, Arc<Session>>, uploads_max: usize) -> Result<Uuid, MirrorError> {
-    let idle = sessions.iter().filter_map(|(id, session)| {
-        let slot = lock(&session.slot);
-        slot.content.is_some().then(|| (slot.touched_at.elapsed(), *id))
-    });
-    let longest = idle.max().filter(|(idle, _)| *idle >= MAKES_ROOM_AFTER);
-    longest.map(|(_, id)| id).ok_or(MirrorError::TooManyUploads(uploads_max))
-}
-
 impl Session {
+    /// Gives up what a waiting session has in memory, if all of it is noted in its journal.
+    fn park(&self, id: Uuid) -> bool {
+        let mut slot = lock(&self.slot);
+        let Some(Content::Open(writing)) = &slot.content else { return false };
+        if writing.noted_bytes != writing.received_bytes {
+            return false;
+        }
+        let journal = UploadJournal {
+            id,
+            repo: self.repo.clone(),
+            algorithm: writing.algorithm,
+            leaves: writing.file.leaves().to_vec(),
+            tail: writing.tail,
+            received_bytes: writing.received_bytes,
+            touched_at: SystemTime::now(),
+        };
+        let keep = writing.file.keep().clone();
+        slot.content = Some(Content::Noted { journal: Box::new(journal), _keep: keep });
+        true
+    }
+
     fn noted(journal: UploadJournal, blocks: &Blocks) -> Self {
         let keep = blocks.keep();
         journal.leaves.iter().chain(&journal.tail).for_each(|cid| keep.add(*cid));
@@ -260,10 +306,32 @@ impl Session {
     }
 }
 
+/// A session that waits for its next request. The least has waited longest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    touched_at: Instant,
+    id: Uuid,
+    held_bytes: u64,
+}
+
+impl Waiting {
+    fn all(sessions: &HashMap<Uuid, Arc<Session>>) -> Vec<Self> {
+        let waiting = sessions.iter().filter_map(|(id, session)| {
+            let slot = lock(&session.slot);
+            let held_bytes = match slot.content.as_ref()? {
+                Content::Open(_) => slot.received_bytes.saturating_mul(2).min(SESSION_BYTES_MAX),
+                Content::Noted { .. } => 0,
+            };
+            Some(Self { touched_at: slot.touched_at, id: *id, held_bytes })
+        });
+        waiting.collect()
+    }
+}
+
 impl Writing {
     fn new(blocks: &Blocks, algorithm: Algorithm) -> Self {
         let (file, hasher) = (FileWriter::new(blocks), StreamHasher::new(algorithm));
-        Self { file, hasher, received_bytes: 0, noted_bytes: 0, noted_leaves: 0 }
+        Self { file, hasher, received_bytes: 0, algorithm, noted_bytes: 0, noted_leaves: 0, tail: None }
     }
 
     async fn restore(blocks: &Blocks, journal: &UploadJournal) -> Result<Self, MirrorError> {
@@ -285,7 +353,7 @@ impl Writing {
         if let Some(tail) = &journal.tail {
             writing.write(get(tail).await?).await?;
         }
-        writing.noted_bytes = writing.received_bytes;
+        (writing.noted_bytes, writing.tail) = (writing.received_bytes, journal.tail);
         if writing.received_bytes != journal.received_bytes {
             return Err(DagError::Cancelled("the journal of the upload does not add up").into());
         }
@@ -311,22 +379,23 @@ impl Writing {
         let step = UploadStep { leaves_before: self.noted_leaves, leaves, tail, received_bytes };
         let journals = journals.clone();
         off_thread(move || journals.append(&id, &step)).await?;
-        (self.noted_bytes, self.noted_leaves) = (received_bytes, count);
+        (self.noted_bytes, self.noted_leaves, self.tail) = (received_bytes, count, tail);
         Ok(())
     }
 }
 
 /// The right to write to a session: one request at a time has it, and gives it back when it is dropped.
 struct Lease {
+    uploads: Uploads,
     session: Arc<Session>,
     content: Option<Content>,
 }
 
 impl Lease {
-    fn take(session: Arc<Session>, id: &str) -> Result<Self, MirrorError> {
+    fn take(uploads: &Uploads, session: Arc<Session>, id: &str) -> Result<Self, MirrorError> {
         let content = lock(&session.slot).content.take();
         let content = content.ok_or_else(|| MirrorError::UploadBusy(id.to_owned()))?;
-        Ok(Self { session, content: Some(content) })
+        Ok(Self { uploads: uploads.clone(), session, content: Some(content) })
     }
 }
 
@@ -339,6 +408,8 @@ impl Drop for Lease {
             }
             slot.touched_at = Instant::now();
             slot.content = Some(content);
+            drop(slot);
+            self.uploads.shed();
         }
     }
 }

@@ -16,9 +16,11 @@ pub mod streams;
 #[cfg(test)]
 mod tests;
 
+use std::net::{IpAddr, TcpListener};
 use std::time::Duration;
 
 use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, TransportError};
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -62,12 +64,10 @@ pub struct NodeConfig {
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    #[error("cannot listen on {address}")]
-    Listen {
-        address: Multiaddr,
-        #[source]
-        source: TransportError<std::io::Error>,
-    },
+    #[error(
+        "cannot listen on {address}: {reason}; a TCP or QUIC address with a free port is expected, or port 0"
+    )]
+    Listen { address: Multiaddr, reason: String },
     #[error("no listener said within {} s where it listens", LISTEN_TIMEOUT.as_secs())]
     ListenTimeout,
     #[error("{0} has no /p2p/<peer id> at its end")]
@@ -93,8 +93,10 @@ pub async fn start(
         .listen
         .iter()
         .map(|address| {
-            let listening = swarm.listen_on(address.clone());
-            listening.map_err(|source| NodeError::Listen { address: address.clone(), source })
+            let free = require_free_port(address).map_err(TransportError::Other);
+            let listening = free.and_then(|()| swarm.listen_on(address.clone()));
+            listening
+                .map_err(|error| NodeError::Listen { address: address.clone(), reason: innermost(&error) })
         })
         .collect::<Result<Vec<_>, _>>()?;
 
@@ -120,4 +122,25 @@ pub async fn start(
         .await
         .map_err(|_| NodeError::ListenTimeout)?;
     Ok(node)
+}
+
+/// The listeners of libp2p let others of the same user share a TCP port, since dials leave from it too. Two daemons on one
+/// port would each get some of the connections meant for the other.
+fn require_free_port(address: &Multiaddr) -> std::io::Result<()> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
+    };
+    match parts.next() {
+        Some(Protocol::Tcp(port)) if port != 0 => TcpListener::bind((ip, port)).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// What an error began with: each transport that libp2p tried repeats the text of the one below it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.last().map(ToString::to_string).unwrap_or_default()
 }

@@ -76,8 +76,12 @@ impl ReferrersIndex {
 pub enum ManifestError {
     #[error("it is not the JSON of a manifest")]
     Json(#[from] serde_json::Error),
-    #[error("its mediaType is {field}, but it was sent as {sent}")]
+    #[error("its mediaType is {field:?}, but it was sent as {sent:?}")]
     MediaType { field: String, sent: String },
+    #[error("its mediaType {0:?} is no media type")]
+    NoMediaType(String),
+    #[error("it was sent as {sent:?}, but without a mediaType it is read as {read}: add the field")]
+    Untyped { sent: String, read: &'static str },
     #[error("docker schema 1 is not supported: push it again with a current client")]
     Schema1,
     #[error("it has neither layers nor manifests")]
@@ -119,25 +123,27 @@ impl RawDescriptor {
 }
 
 impl ParsedManifest {
-    /// Reads a manifest. `content_type` as it was sent, if it was; without it and without a `mediaType` field the
-    /// structure decides.
+    /// Reads a manifest. `content_type` as it was sent, if it was: what is taken with it reads the same without, since
+    /// the bytes are all that is kept. Without a `mediaType` field the structure decides.
     pub fn parse(content_type: Option<&str>, bytes: &[u8]) -> Result<Self, ManifestError> {
         let raw: Raw = serde_json::from_slice(bytes)?;
         let sent = content_type.map(|sent| sent.split(';').next().unwrap_or_default().trim());
         let sent = sent.filter(|sent| sent.starts_with("application/vnd."));
         let field = raw.media_type.as_deref().filter(|field| !field.is_empty());
+        if let Some(field) = field.filter(|field| !is_media_type(field)) {
+            return Err(ManifestError::NoMediaType(field.to_owned()));
+        }
         if let (Some(field), Some(sent)) = (field, sent)
             && field != sent
         {
             return Err(ManifestError::MediaType { field: field.to_owned(), sent: sent.to_owned() });
         }
-        let media_type = field.or(sent);
         if raw.schema_version == Some(1)
-            || media_type.is_some_and(|media_type| media_type.starts_with(DOCKER_SCHEMA_1))
+            || field.or(sent).is_some_and(|media_type| media_type.starts_with(DOCKER_SCHEMA_1))
         {
             return Err(ManifestError::Schema1);
         }
-        let is_index = match media_type {
+        let is_index = match field {
             Some(OCI_INDEX | DOCKER_LIST) => true,
             Some(OCI_MANIFEST | DOCKER_MANIFEST) => false,
             _ => raw.manifests.is_some() && raw.layers.is_none(),
@@ -145,7 +151,11 @@ impl ParsedManifest {
         if !is_index && raw.layers.is_none() && raw.blobs.is_none() && raw.config.is_none() {
             return Err(ManifestError::Neither);
         }
-        let media_type = media_type.unwrap_or(if is_index { OCI_INDEX } else { OCI_MANIFEST }).to_owned();
+        let read = if is_index { OCI_INDEX } else { OCI_MANIFEST };
+        if let (None, Some(sent)) = (field, sent.filter(|sent| *sent != read)) {
+            return Err(ManifestError::Untyped { sent: sent.to_owned(), read });
+        }
+        let media_type = field.unwrap_or(read).to_owned();
         let check =
             |descriptors: Vec<RawDescriptor>| descriptors.into_iter().map(RawDescriptor::check).collect();
         let subject = raw.subject.map(|subject| subject.digest.parse()).transpose()?;
@@ -191,6 +201,15 @@ pub fn parse_referrers(bytes: &[u8]) -> Option<Vec<Referrer>> {
     matches!(index.media_type.as_str(), "" | OCI_INDEX).then_some(index.manifests)
 }
 
+/// `type/subtype` (RFC 6838, section 4.2): what may stand in a header.
+fn is_media_type(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
+        (1..=127).contains(&name.len()) && name.bytes().all(allowed)
+    };
+    text.split_once('/').is_some_and(|(kind, subtype)| is_name(kind) && is_name(subtype))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -226,7 +245,9 @@ mod tests {
         assert_eq!(parsed.media_type, OCI_MANIFEST);
         let digests: Vec<_> = parsed.blobs.iter().map(|blob| (blob.digest, blob.non_distributable)).collect();
         assert_eq!(digests, [(digest("c"), false), (digest("l"), false), (digest("f"), true)]);
-        assert_eq!(parse(Some(DOCKER_MANIFEST), &image()).unwrap().media_type, DOCKER_MANIFEST);
+        let mut docker = image();
+        docker["mediaType"] = json!(DOCKER_MANIFEST);
+        assert_eq!(parse(Some(DOCKER_MANIFEST), &docker).unwrap().media_type, DOCKER_MANIFEST);
     }
 
     #[test]
@@ -276,6 +297,14 @@ mod tests {
             Err(ManifestError::Schema1)
         ));
         assert!(matches!(parse(None, &json!({"schemaVersion": 2})), Err(ManifestError::Neither)));
+        assert!(matches!(parse(Some(DOCKER_MANIFEST), &image()), Err(ManifestError::Untyped { .. })));
+        assert!(matches!(parse(Some(OCI_INDEX), &image()), Err(ManifestError::Untyped { .. })));
+        for media_type in
+            ["application/vnd.x\r\ny: 1", "application/", "x", "application/ä", "a/b/c", "a b/c"]
+        {
+            mistyped["mediaType"] = json!(media_type);
+            assert!(matches!(parse(None, &mistyped), Err(ManifestError::NoMediaType(_))), "{media_type:?}");
+        }
         assert!(matches!(
             parse(None, &json!({"config": {"digest": "sha256:zz"}, "layers": []})),
             Err(ManifestError::Digest(_))
@@ -283,7 +312,34 @@ mod tests {
         assert!(matches!(ParsedManifest::parse(None, b"junk"), Err(ManifestError::Json(_))));
     }
 
+    /// Any of these, or nothing.
+    fn any_type() -> impl Strategy<Value = Option<&'static str>> {
+        let types =
+            [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, "application/vnd.x+json", "text/plain"];
+        proptest::option::of(prop::sample::select(types.to_vec()))
+    }
+
     proptest! {
+        #[test]
+        fn what_was_taken_reads_the_same_without_its_content_type(
+            sent in any_type(),
+            field in any_type(),
+            parts in proptest::sample::subsequence(vec!["config", "layers", "blobs", "manifests", "subject"], 0..=5),
+        ) {
+            let descriptor = json!({"digest": digest("d").to_string(), "size": 1});
+            let mut manifest = json!({"schemaVersion": 2});
+            for part in parts {
+                let single = ["config", "subject"].contains(&part);
+                manifest[part] = if single { descriptor.clone() } else { json!([descriptor]) };
+            }
+            if let Some(field) = field {
+                manifest["mediaType"] = json!(field);
+            }
+            if let Ok(taken) = parse(sent, &manifest) {
+                prop_assert_eq!(parse(None, &manifest).unwrap(), taken);
+            }
+        }
+
         #[test]
         fn junk_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(ParsedManifest::parse(None, &bytes).is_err());

@@ -45,8 +45,9 @@ enum Number {
 fn number(text: &str) -> Number {
     match text.trim() {
         "" => Number::Empty,
+        // All digits, so what cannot be parsed is too large: it lies behind the end of everything.
         digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            digits.parse().map_or(Number::Junk, Number::Is)
+            Number::Is(digits.parse().unwrap_or(u64::MAX))
         }
         _ => Number::Junk,
     }
@@ -80,6 +81,9 @@ mod tests {
             ("bytes=100-", RangeRequest::Unsatisfiable),
             ("bytes=500-0", RangeRequest::Unsatisfiable),
             ("bytes=-0", RangeRequest::Unsatisfiable),
+            ("bytes=99999999999999999999-", RangeRequest::Unsatisfiable),
+            ("bytes=90-99999999999999999999", RangeRequest::Part(90..100)),
+            ("bytes=-99999999999999999999", RangeRequest::Part(0..100)),
             ("bytes=0-1,5-6", RangeRequest::Whole),
             ("bytes=-", RangeRequest::Whole),
             ("bytes=a-b", RangeRequest::Whole),

@@ -5,6 +5,9 @@
 use super::digest::{Algorithm, Digest};
 use super::name::{NameError, Reference, RepoName, Tag};
 
+/// Tags that one manifest may be given by the query; the specification asks for ten at least.
+pub const TAGS_PER_PUT_MAX: usize = 100;
+
 /// What a request asks for. `head`: headers only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -14,12 +17,13 @@ pub enum Route {
         reference: Reference,
         head: bool,
     },
-    /// `tags`: further tags for a manifest that is put by digest; `digest`: what one that is put by tag is to have.
+    /// `digest`: which one the query of a manifest that is put by tag asks for; `tags`: those that the query of one that
+    /// is put by digest asks for, at most [`TAGS_PER_PUT_MAX`].
     PutManifest {
         repo: RepoName,
         reference: Reference,
-        tags: Vec<Tag>,
         digest: Option<Digest>,
+        tags: Vec<Tag>,
     },
     /// By tag: the tag alone goes; by digest: the manifest, and every tag that points to it.
     DeleteManifest {
@@ -101,7 +105,7 @@ pub enum StartUpload {
 pub enum RouteError {
     #[error("no such endpoint")]
     NotFound,
-    #[error("{0} is not supported here")]
+    #[error("the method is not supported here: {0} are")]
     Method(&'static str),
     #[error(transparent)]
     Name(NameError),
@@ -109,6 +113,8 @@ pub enum RouteError {
     Reference(NameError),
     #[error("the query needs a digest")]
     DigestMissing,
+    #[error("a manifest takes up to {TAGS_PER_PUT_MAX} tags in one request, not {0}")]
+    TooManyTags(usize),
     #[error("n must be a number from 0 to 2147483647, not {0:?}")]
     Number(String),
 }
@@ -181,7 +187,7 @@ impl Route {
                 Ok(Self::FinishUpload { repo, id, digest })
             }
             "DELETE" => Ok(Self::CancelUpload { repo, id }),
-            _ => Err(RouteError::Method("GET, PATCH, PUT, DELETE")),
+            _ => Err(RouteError::Method("GET, HEAD, PATCH, PUT, DELETE")),
         }
     }
 
@@ -193,12 +199,16 @@ impl Route {
             }
             "PUT" => {
                 let parameters = Parameters::parse(query);
+                let count = parameters.all("tag").count();
+                if count > TAGS_PER_PUT_MAX {
+                    return Err(RouteError::TooManyTags(count));
+                }
                 let tags = parameters.all("tag").map(|tag| tag.parse().map_err(RouteError::Reference));
                 Ok(Self::PutManifest {
                     repo,
                     reference: reference(last)?,
-                    tags: tags.collect::<Result<_, _>>()?,
                     digest: parameters.get("digest").map(parse_digest).transpose()?,
+                    tags: tags.collect::<Result<_, _>>()?,
                 })
             }
             "DELETE" => Ok(Self::DeleteManifest { repo, reference: reference(last)? }),
@@ -388,12 +398,25 @@ mod tests {
             Ok(Route::PutManifest {
                 repo: name("app"),
                 reference: Reference::Digest(digest),
-                tags,
-                digest: None
+                digest: None,
+                tags
             })
         );
-        let route = Route::parse("PUT", "/v2/app/manifests/v1", Some(&format!("digest={digest}")));
-        assert!(matches!(route, Ok(Route::PutManifest { digest: Some(asked), .. }) if asked == digest));
+        let many = "tag=a&".repeat(TAGS_PER_PUT_MAX + 1);
+        let route = Route::parse("PUT", &format!("/v2/app/manifests/{digest}"), Some(&many));
+        assert_eq!(route, Err(RouteError::TooManyTags(TAGS_PER_PUT_MAX + 1)));
+    }
+
+    #[test]
+    fn a_manifest_put_by_tag_may_name_its_digest() {
+        let digest = Digest::sha256(b"x");
+        let put = |query: &str| Route::parse("PUT", "/v2/app/manifests/v1", Some(query));
+        let reference = Reference::Tag("v1".parse().unwrap());
+        assert_eq!(
+            put(&format!("digest={digest}")),
+            Ok(Route::PutManifest { repo: name("app"), reference, digest: Some(digest), tags: Vec::new() })
+        );
+        assert!(matches!(put("digest=md5:00"), Err(RouteError::Reference(NameError::Digest(_)))));
     }
 
     #[test]

@@ -210,6 +210,10 @@ impl Daemon {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("config.yaml")
     }
