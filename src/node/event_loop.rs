@@ -186,6 +186,8 @@ impl EventLoop {
             Command::Dial { address, reply } => {
                 let dialled = self.swarm.dial(address.clone());
                 let outcome = dialled.map_err(|error| IpfsError::NoPeers(format!("{address}: {error}")));
+                // Whoever is answered may rely on it that somebody is expected.
+                self.show();
                 // Who asked may have gone.
                 let _ = reply.send(outcome);
             }
