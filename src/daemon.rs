@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
+use crate::auth::{Auth, AuthError};
 use crate::config::{Config, HttpConfig, Limits};
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::server::{Listener, ServerLimits, serve};
@@ -37,6 +38,8 @@ pub enum DaemonError {
     Node(#[from] NodeError),
     #[error("config key storage.ipfs.{key}: {source}")]
     Name { key: String, source: KeystoreError },
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     #[error("cannot make the control socket: {0}")]
     Socket(std::io::Error),
     #[error(transparent)]
@@ -116,6 +119,7 @@ struct Running {
 
 async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
     let (registry, debug) = listen(&config.http).await?;
+    let auth = Auth::open(config.auth.clone()).await?;
     let root_directory = config.store.root_directory.clone();
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
     let store = store.map_err(DaemonError::Store)?;
@@ -157,7 +161,7 @@ async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonErro
         tasks,
         "registry",
         Listener::Tcp(registry),
-        crate::http::router(mirror.clone(), metrics.clone()),
+        crate::http::router(auth, mirror.clone(), metrics.clone()),
         limits,
     );
     let control = control_router(mirror.clone(), metrics.clone(), running.clone());

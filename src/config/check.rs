@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     Config, ConfigError, HttpConfig, Limits, LogConfig, LogLevel, NamesConfig, P2pConfig, StoreConfig,
-    Warning, raw,
+    Warning, auth, raw,
 };
 
 /// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
@@ -34,6 +34,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
     Ok(Config {
         log: log(raw.log)?,
         http: http(raw.http)?,
+        auth: auth::check(raw.auth, warnings)?,
         store: StoreConfig { root_directory: root_directory(storage.rootdirectory) },
         names: NamesConfig {
             write_key: Some(storage.writeipnskey.unwrap_or_else(|| "self".to_owned()))
@@ -83,11 +84,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
     let is_set = |value: &Value| {
         !matches!(value, Value::Null) && value.as_object().is_none_or(|keys| !keys.is_empty())
     };
-    if is_set(&raw.auth) {
-        let reason =
-            "not supported by this version: listen on loopback, or put a proxy with authentication in front";
-        return Err(value_error("auth", &raw.auth.to_string(), reason));
-    }
     let ignored = [
         ("proxy.remoteurl", text(&raw.proxy.remoteurl).is_some()),
         ("mirror.defaultregistry", text(&raw.mirror.defaultregistry).is_some()),
@@ -212,6 +208,6 @@ fn peers(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
     Ok(addresses)
 }
 
-fn value_error(key: &str, value: &str, reason: &str) -> ConfigError {
+pub(super) fn value_error(key: &str, value: &str, reason: &str) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), value: value.to_owned(), reason: reason.to_owned() }
 }

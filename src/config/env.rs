@@ -21,6 +21,11 @@ pub(super) fn overlay(
         let lower = name[PREFIX.len()..].to_lowercase();
         let path: Vec<&str> = lower.split('_').collect();
         if !is_known(&path) {
+            // Whoever sets such a variable relies on being protected.
+            if path.first() == Some(&"auth") {
+                let reason = "it names no key of auth: htpasswd, token and anonymous are known".to_owned();
+                return Err(ConfigError::Environment { name, value: "…".to_owned(), reason });
+            }
             warnings.push(unknown(&name, &path));
             continue;
         }

@@ -3,6 +3,7 @@
 //! The schema is distribution's, so that every operator knows it and the predecessor's files work, with sections of our
 //! own. A value that this version cannot honour is refused, never silently ignored.
 
+mod auth;
 mod check;
 mod env;
 mod raw;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use serde_json::Value;
 
+pub use auth::{AuthConfig, AuthMethod, TokenConfig};
+
 /// Every key with its default, and what each means.
 pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
 
@@ -22,6 +25,7 @@ pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
 pub struct Config {
     pub log: LogConfig,
     pub http: HttpConfig,
+    pub auth: AuthConfig,
     pub store: StoreConfig,
     pub names: NamesConfig,
     pub p2p: P2pConfig,
@@ -199,6 +203,7 @@ const OF_DISTRIBUTION: &[&str] = &[
     "log.hooks",
     "log.reportcaller",
     "loglevel",
+    "auth.none",
     "http.debug.prometheus",
     "http.draintimeout",
     "http.h2c",

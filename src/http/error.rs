@@ -2,10 +2,11 @@
 //! causes, once, here.
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE, RANGE};
+use axum::http::header::{ALLOW, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use crate::auth::Refusal;
 use crate::mirror::{MirrorError, chain};
 use crate::oci::ErrorCode;
 use crate::oci::name::NameError;
@@ -24,6 +25,9 @@ pub(super) enum Failure {
     Range { size_bytes: u64 },
     #[error("{0}")]
     BadUpload(String),
+    /// `challenge`: how to be allowed; without one nothing that the client can send would help.
+    #[error("{refusal}")]
+    Refused { refusal: Refusal, challenge: Option<String> },
 }
 
 /// What is not there.
@@ -53,6 +57,13 @@ impl Failure {
             Self::Unknown(Thing::Repository, _) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid),
             Self::BadUpload(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
+            Self::Refused { refusal: Refusal::Busy, .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+            }
+            Self::Refused { challenge: None, .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+            // Not 403, as in RFC 6750: clients ask the token server for more after a 401 only.
+            Self::Refused { refusal: Refusal::Scope(_), .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Denied),
+            Self::Refused { .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         }
     }
 }
@@ -100,6 +111,9 @@ impl IntoResponse for Failure {
             }
             Self::Range { size_bytes } => {
                 super::set(headers, axum::http::header::CONTENT_RANGE, format!("bytes */{size_bytes}"))
+            }
+            Self::Refused { challenge: Some(challenge), .. } if status == StatusCode::UNAUTHORIZED => {
+                super::set(headers, WWW_AUTHENTICATE, challenge);
             }
             Self::Mirror(MirrorError::UploadRange { received, .. }) => {
                 super::set(headers, RANGE, super::push::received_range(*received));

@@ -2,6 +2,7 @@
 
 pub mod control;
 mod error;
+mod guard;
 mod listing;
 mod pull;
 mod push;
@@ -12,10 +13,11 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::Route;
@@ -27,13 +29,14 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 /// What the handlers share.
 #[derive(Clone)]
 struct Shared {
+    auth: Auth,
     mirror: Mirror,
     metrics: Metrics,
 }
 
 /// The registry API. One fallback takes every path, since a repository name has any number of slashes.
-pub fn router(mirror: Mirror, metrics: Metrics) -> Router {
-    Router::new().fallback(answer).with_state(Shared { mirror, metrics })
+pub fn router(auth: Auth, mirror: Mirror, metrics: Metrics) -> Router {
+    Router::new().fallback(answer).with_state(Shared { auth, mirror, metrics })
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
@@ -42,7 +45,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     shared.metrics.http_requests.inc();
     let route = Route::parse(method.as_str(), uri.path(), uri.query());
     let outcome = match route {
-        Ok(route) => dispatch(shared, route, request).await,
+        Ok(route) => guarded(shared, route, request).await,
         Err(error) => Err(error.into()),
     };
     let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
@@ -52,8 +55,18 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     response
 }
 
+async fn guarded(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
+    let (head, body) = request.into_parts();
+    let admitted = guard::admit(&shared.auth, route, &head).await?;
+    let mut response = dispatch(shared, admitted.route, Request::from_parts(head, body)).await?;
+    if let Some(challenge) = admitted.challenge {
+        set(response.headers_mut(), WWW_AUTHENTICATE, challenge);
+    }
+    Ok(response)
+}
+
 async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
-    let Shared { mirror, metrics } = shared;
+    let Shared { mirror, metrics, .. } = shared;
     match route {
         Route::Version => Ok(json("{}".to_owned())),
         Route::GetManifest { repo, reference, head } => {

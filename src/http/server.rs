@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use super::guard::ClientAddress;
 use crate::tasks::Tasks;
 
 /// What connections may cost.
@@ -47,11 +48,11 @@ pub fn serve(tasks: &Tasks, name: &'static str, listener: Listener, router: Rout
                 accepted = accept(&listener) => accepted,
             };
             match accepted {
-                Ok(socket) => {
+                Ok((socket, address)) => {
                     let router = router.clone();
                     connections.spawn_short("connection", |stop| async move {
                         let _slot = slot;
-                        serve_connection(socket, router, limits, stop).await;
+                        serve_connection(socket, address, router, limits, stop).await;
                     });
                 }
                 Err(error) => {
@@ -66,19 +67,20 @@ pub fn serve(tasks: &Tasks, name: &'static str, listener: Listener, router: Rout
 trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
-async fn accept(listener: &Listener) -> io::Result<Box<dyn Socket>> {
+async fn accept(listener: &Listener) -> io::Result<(Box<dyn Socket>, Option<ClientAddress>)> {
     match listener {
         Listener::Tcp(listener) => {
-            let (socket, _) = listener.accept().await?;
+            let (socket, address) = listener.accept().await?;
             socket.set_nodelay(true)?;
-            Ok(Box::new(socket))
+            Ok((Box::new(socket), Some(ClientAddress(address.ip()))))
         }
-        Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        Listener::Unix(listener) => Ok((Box::new(listener.accept().await?.0), None)),
     }
 }
 
 async fn serve_connection(
     socket: Box<dyn Socket>,
+    address: Option<ClientAddress>,
     router: Router,
     limits: ServerLimits,
     stop: tokio_util::sync::CancellationToken,
@@ -86,7 +88,11 @@ async fn serve_connection(
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let router = router.clone();
         async move {
-            let Ok(response) = router.oneshot(request.map(Body::new)).await;
+            let mut request = request.map(Body::new);
+            if let Some(address) = address {
+                request.extensions_mut().insert(address);
+            }
+            let Ok(response) = router.oneshot(request).await;
             Ok::<_, Infallible>(response)
         }
     });

@@ -21,6 +21,8 @@ pub struct Setup {
     bootstrap: Vec<String>,
     readonly: Vec<String>,
     read_only_daemon: bool,
+    auth: String,
+    log_level: Option<&'static str>,
 }
 
 /// A running daemon.
@@ -62,12 +64,25 @@ impl Setup {
         self
     }
 
+    /// The section `auth` of its config, as YAML.
+    pub fn auth(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.auth);
+        self
+    }
+
+    pub fn log_level(mut self, level: &'static str) -> Self {
+        self.log_level = Some(level);
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
         let config = format!(
-            "version: 0.1\nlog: {{level: debug}}\nhttp: {{addr: 127.0.0.1:0, debug: {{addr: \"\"}}}}\n\
+            "version: 0.1\nlog: {{level: {}}}\nauth: {}\nhttp: {{addr: 127.0.0.1:0, debug: {{addr: \"\"}}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
              p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n",
+            self.log_level.unwrap_or("debug"),
+            self.auth,
             folder.path().join("data").display(),
             if self.read_only_daemon { "" } else { "self" },
             self.readonly.join(", "),
