@@ -119,7 +119,7 @@ struct Running {
 
 async fn start(tasks: &Tasks, config: Config) -> Result<Arc<Running>, DaemonError> {
     let (registry, debug) = listen(&config.http).await?;
-    let auth = Auth::open(config.auth.clone()).await?;
+    let auth = Auth::open(config.auth.clone(), "http").await?;
     let root_directory = config.store.root_directory.clone();
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
     let store = store.map_err(DaemonError::Store)?;

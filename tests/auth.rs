@@ -82,33 +82,69 @@ async fn with_htpasswd_everything_needs_the_password() {
     assert_eq!(daemon.get("library/app/tags/list").await.status(), StatusCode::OK);
 }
 
+/// Asks the token server that a challenge names, as a client does.
+async fn token_from(challenge: &str, authorization: &str) -> Result<String, StatusCode> {
+    let realm = challenge.strip_prefix("Bearer realm=\"").unwrap().split('"').next().unwrap();
+    let client = if authorization.is_empty() { Client::new() } else { client(authorization) };
+    let answer = client.get(format!("{realm}?service=x")).send().await.unwrap();
+    if answer.status() != StatusCode::OK {
+        return Err(answer.status());
+    }
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["token"], body["access_token"]);
+    Ok(format!("Bearer {}", body["token"].as_str().unwrap()))
+}
+
 #[tokio::test]
 async fn with_anonymous_pull_only_a_push_needs_the_password() {
     let (_folder, section) = htpasswd();
     let mut daemon = daemon().auth(&format!("{{{section}, anonymous: pull}}")).start();
     let ping = daemon.get("").await;
-    assert_eq!(ping.status(), StatusCode::OK);
-    assert_eq!(
-        challenge(&ping),
-        Some("Basic realm=\"The Shoal\""),
-        "podman learns from it that it may log in"
-    );
+    assert_eq!(ping.status(), StatusCode::UNAUTHORIZED);
+    let ping = challenge(&ping).unwrap().to_owned();
+    let realm = format!("Bearer realm=\"{}/auth/token\",service=\"The Shoal\"", daemon.registry);
+    assert_eq!(ping, realm);
     let refused = daemon.client.post(daemon.url("library/app/blobs/uploads/")).send().await.unwrap();
     assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
-    assert!(challenge(&refused).is_some());
+    assert_eq!(
+        challenge(&refused),
+        Some(format!("{realm},scope=\"repository:library/app:pull,push\"").as_str())
+    );
 
+    let nobody = token_from(&ping, "").await.unwrap();
+    let alice = token_from(&ping, &basic("alice", PASSWORD)).await.unwrap();
+    assert_eq!(token_from(&ping, &basic("alice", "wrong")).await, Err(StatusCode::UNAUTHORIZED));
     let image = Image::small(2);
-    log_in(&mut daemon, &basic("alice", PASSWORD));
-    assert_eq!(challenge(&daemon.get("").await), None);
-    daemon.push("library/app", "1", &image).await;
-    for nobody in ["", &basic("", "")] {
+    for (tag, shown) in [("token", &alice), ("password", &basic("alice", PASSWORD))] {
+        log_in(&mut daemon, shown);
+        assert_eq!(daemon.get("").await.status(), StatusCode::OK);
+        daemon.push("library/app", tag, &image).await;
+    }
+    for nobody in ["", &nobody, &basic("", "")] {
         log_in(&mut daemon, nobody);
-        assert_eq!(daemon.pull("library/app", "1").await.as_ref(), Ok(&image));
+        assert_eq!(daemon.pull("library/app", "token").await.as_ref(), Ok(&image));
         let answer = daemon.put_manifest("library/app", "2", &image.manifest).await;
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     }
-    log_in(&mut daemon, &basic("alice", "wrong"));
-    assert_eq!(daemon.get("").await.status(), StatusCode::UNAUTHORIZED, "a typing error is noticed");
+    for wrong in [basic("alice", "wrong"), "Bearer 0123456789abcdef".to_owned()] {
+        log_in(&mut daemon, &wrong);
+        let answer = daemon.get("library/app/manifests/token").await;
+        assert_eq!(
+            answer.status(),
+            StatusCode::UNAUTHORIZED,
+            "what is wrong is said, also where nothing is needed"
+        );
+    }
+}
+
+#[tokio::test]
+async fn there_is_a_token_server_only_where_it_is_needed() {
+    let (_folder, section) = htpasswd();
+    for section in [format!("{{{section}}}"), "{}".to_owned()] {
+        let daemon = daemon().auth(&section).start();
+        let answer = daemon.client.get(format!("{}/auth/token", daemon.registry)).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    }
 }
 
 #[tokio::test]

@@ -18,16 +18,17 @@ pub(super) fn bearer(realm: &str, service: &str, scope: &str, error: Option<&str
     challenge
 }
 
-/// The address of the token server on the host that the client asked, for `autoredirect`. What could not stand in a URL
-/// is no host.
-pub(super) fn redirected_realm(
+/// The address of a token server on the host that the client asked. `scheme` is ours; a proxy before us may have said
+/// better. What could not stand in a URL is no host.
+pub(super) fn realm_here(
+    scheme: &str,
     host: Option<&str>,
     forwarded_proto: Option<&str>,
     path: &str,
 ) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     let host = host.filter(|host| !host.is_empty() && host.bytes().all(plain))?;
-    let scheme = if forwarded_proto == Some("http") { "http" } else { "https" };
+    let scheme = forwarded_proto.filter(|proto| matches!(*proto, "http" | "https")).unwrap_or(scheme);
     Some(format!("{scheme}://{host}{path}"))
 }
 
@@ -67,8 +68,8 @@ mod tests {
     }
 
     #[test]
-    fn a_realm_on_the_asked_host_is_https_unless_a_proxy_says_http() {
-        let realm = |host, proto| redirected_realm(host, proto, "/auth/token");
+    fn a_realm_on_the_asked_host_is_as_a_proxy_says() {
+        let realm = |host, proto| realm_here("https", host, proto, "/auth/token");
         assert_eq!(realm(Some("r.example:5000"), None).as_deref(), Some("https://r.example:5000/auth/token"));
         assert_eq!(realm(Some("[::1]:5000"), Some("http")).as_deref(), Some("http://[::1]:5000/auth/token"));
         assert_eq!(realm(Some("a"), Some("javascript")).as_deref(), Some("https://a/auth/token"));

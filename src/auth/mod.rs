@@ -7,18 +7,23 @@ mod challenge;
 mod credentials;
 mod htpasswd;
 mod passwords;
+mod sessions;
 mod token;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::{AuthConfig, AuthMethod, TokenConfig};
 use crate::oci::{Access, Action, RepoName};
 use credentials::Credentials;
 use passwords::{Busy, Passwords};
+use sessions::Sessions;
 use token::{Grant, InvalidToken, Tokens};
+
+/// Where our own tokens are to be had: see [`Auth::issue`].
+pub const TOKEN_PATH: &str = "/auth/token";
 
 /// Why credentials cannot be checked at all: mended in the config or the files it names.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,12 @@ pub struct Asked<'a> {
     pub address: Option<IpAddr>,
 }
 
+/// A token of our own.
+pub struct Issued {
+    pub token: String,
+    pub expires_in: Duration,
+}
+
 /// What a caller may do, as far as was proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rights {
@@ -97,11 +108,6 @@ impl Rights {
             None => self.reads_all || self.scope == Scope::All,
         }
     }
-
-    /// Whether credentials would allow more.
-    pub fn is_anonymous(&self) -> bool {
-        self.scope == Scope::Anonymous
-    }
 }
 
 /// The policy of a registry. Cheap to clone.
@@ -111,45 +117,74 @@ pub struct Auth(Arc<Inner>);
 struct Inner {
     method: Method,
     anonymous_pull: bool,
+    /// Of our own listener.
+    scheme: &'static str,
 }
 
 enum Method {
     Open,
-    Htpasswd { realm: String, passwords: Passwords },
-    Token { config: TokenConfig, tokens: Tokens },
+    Htpasswd {
+        realm: String,
+        passwords: Passwords,
+        /// Where there is anonymous pull.
+        sessions: Option<Sessions>,
+    },
+    Token {
+        config: TokenConfig,
+        tokens: Tokens,
+    },
 }
 
 impl Auth {
-    /// Reads the files that the config names.
-    pub async fn open(config: AuthConfig) -> Result<Self, AuthError> {
-        let opened = tokio::task::spawn_blocking(move || Self::read(&config)).await;
+    /// Reads the files that the config names. `scheme` is that of the listener, `http` or `https`.
+    pub async fn open(config: AuthConfig, scheme: &'static str) -> Result<Self, AuthError> {
+        let opened = tokio::task::spawn_blocking(move || Self::read(&config, scheme)).await;
         opened.unwrap_or(Err(AuthError::Stopped))
     }
 
-    fn read(config: &AuthConfig) -> Result<Self, AuthError> {
+    fn read(config: &AuthConfig, scheme: &'static str) -> Result<Self, AuthError> {
         let method = match &config.method {
             AuthMethod::Open => Method::Open,
             AuthMethod::Htpasswd { realm, path } => {
-                Method::Htpasswd { realm: realm.clone(), passwords: Passwords::open(path)? }
+                let sessions = config.anonymous_pull.then(Sessions::new);
+                Method::Htpasswd { realm: realm.clone(), passwords: Passwords::open(path)?, sessions }
             }
             AuthMethod::Token(config) => {
                 Method::Token { config: config.clone(), tokens: Tokens::open(config)? }
             }
         };
-        Ok(Self(Arc::new(Inner { method, anonymous_pull: config.anonymous_pull })))
+        Ok(Self(Arc::new(Inner { method, anonymous_pull: config.anonymous_pull, scheme })))
     }
 
     /// Lets a request through, or says why not. Wrong credentials are refused also where none are needed, so that a typing
-    /// error is noticed. May be dropped at any time.
+    /// error is noticed. So is the question whether this is a registry, if nothing is shown: from a 401 there, and only
+    /// from that, Docker, podman and skopeo learn how to log in. May be dropped at any time.
     pub async fn authorize(&self, asked: Asked<'_>) -> Result<Rights, Refusal> {
         let rights = self.identify(asked).await?;
+        let anonymous = rights.scope == Scope::Anonymous;
+        if anonymous && *asked.access == Access::Registry && asked.authorization.is_none() {
+            return Err(Refusal::Missing);
+        }
         if rights.may(asked.access) {
             return Ok(rights);
         }
-        Err(match rights.scope {
-            Scope::Anonymous => Refusal::Missing,
-            _ => Refusal::Scope(asked.access.clone()),
-        })
+        Err(if anonymous { Refusal::Missing } else { Refusal::Scope(asked.access.clone()) })
+    }
+
+    /// As a token server for who shows these credentials, or none. `Ok(None)`: this is none, since its clients can do
+    /// without.
+    pub async fn issue(
+        &self,
+        authorization: Option<&[u8]>,
+        address: Option<IpAddr>,
+    ) -> Result<Option<Issued>, Refusal> {
+        let Method::Htpasswd { sessions: Some(sessions), .. } = &self.0.method else { return Ok(None) };
+        let asked = Asked { access: &Access::Registry, authorization, address };
+        let token = match self.identify(asked).await?.scope {
+            Scope::All => sessions.issue(),
+            _ => sessions::ANONYMOUS.to_owned(),
+        };
+        Ok(Some(Issued { token, expires_in: sessions::TTL }))
     }
 
     async fn identify(&self, asked: Asked<'_>) -> Result<Rights, Refusal> {
@@ -170,6 +205,13 @@ impl Auth {
                 tracing::info!(user, address = ?asked.address, "log-in refused");
                 Err(Refusal::Wrong)
             }
+            (Method::Htpasswd { sessions: Some(sessions), .. }, Credentials::Bearer(token)) => {
+                match token.as_str() {
+                    sessions::ANONYMOUS => Ok(rights(Scope::Anonymous)),
+                    token if sessions.knows(token) => Ok(rights(Scope::All)),
+                    _ => Err(Refusal::Token("it is unknown, or has expired")),
+                }
+            }
             (Method::Token { tokens, .. }, Credentials::Bearer(token)) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 let grants = tokens.verify(&token, now).map_err(|InvalidToken(reason)| {
@@ -183,32 +225,43 @@ impl Auth {
         }
     }
 
-    /// The value of `WWW-Authenticate` for a request that needs `access` and was refused, or could be allowed more.
-    /// `host` and `forwarded_proto` are the headers `Host` and `X-Forwarded-Proto`, for `autoredirect`. `None`: there is
-    /// nothing that credentials would change.
+    /// The value of `WWW-Authenticate` for a request that needs `access` and was refused. `host` and `forwarded_proto` are
+    /// the headers `Host` and `X-Forwarded-Proto`, for token servers on this host. `None`: credentials change nothing.
     pub fn challenge(
         &self,
         access: &Access,
-        refusal: Option<&Refusal>,
+        refusal: &Refusal,
         host: Option<&str>,
         forwarded_proto: Option<&str>,
     ) -> Option<String> {
+        let error = match refusal {
+            Refusal::Token(_) | Refusal::Malformed => Some("invalid_token"),
+            Refusal::Scope(_) => Some("insufficient_scope"),
+            _ => None,
+        };
+        let here = |scheme, path| challenge::realm_here(scheme, host, forwarded_proto, path);
         match &self.0.method {
             Method::Open => None,
-            Method::Htpasswd { realm, .. } => Some(challenge::basic(realm)),
+            Method::Htpasswd { realm, sessions, .. } => {
+                let token_server = sessions.as_ref().and_then(|_| here(self.0.scheme, TOKEN_PATH));
+                Some(match token_server {
+                    Some(url) => challenge::bearer(&url, realm, &access.to_string(), error),
+                    None => challenge::basic(realm),
+                })
+            }
             Method::Token { config, .. } => {
-                let error = match refusal {
-                    Some(Refusal::Token(_) | Refusal::Malformed) => Some("invalid_token"),
-                    Some(Refusal::Scope(_)) => Some("insufficient_scope"),
-                    _ => None,
-                };
-                let redirected = config
-                    .auto_redirect_path
-                    .as_deref()
-                    .and_then(|path| challenge::redirected_realm(host, forwarded_proto, path));
+                let redirected = config.auto_redirect_path.as_deref().and_then(|path| here("https", path));
                 let realm = redirected.as_deref().unwrap_or(&config.realm);
                 Some(challenge::bearer(realm, &config.service, &access.to_string(), error))
             }
+        }
+    }
+
+    /// The challenge of our own token server.
+    pub fn token_challenge(&self) -> Option<String> {
+        match &self.0.method {
+            Method::Htpasswd { realm, .. } => Some(challenge::basic(realm)),
+            Method::Open | Method::Token { .. } => None,
         }
     }
 }

@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 use super::{ConfigError, Warning, nearest, schema};
 
 const PREFIX: &str = "REGISTRY_";
+/// Where podman and skopeo keep their credentials: nothing of ours, though it begins so.
+const OF_PODMAN: &str = "REGISTRY_AUTH_FILE";
 
 /// Lays the variables over `file`. Names that no key has are one warning each.
 pub(super) fn overlay(
@@ -15,7 +17,7 @@ pub(super) fn overlay(
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Vec<Warning>, ConfigError> {
     let variables: BTreeMap<String, String> =
-        environment.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        environment.filter(|(name, _)| name.starts_with(PREFIX) && name != OF_PODMAN).collect();
     let mut warnings = Vec::new();
     for (name, text) in variables {
         let lower = name[PREFIX.len()..].to_lowercase();

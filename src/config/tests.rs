@@ -254,4 +254,5 @@ fn auth_may_come_from_the_environment_as_distribution_has_it() {
     let silly = load("", &[("REGISTRY_AUTH_SILLY_REALM", "x")]).unwrap_err().to_string();
     assert!(silly.starts_with("environment variable REGISTRY_AUTH_SILLY_REALM"), "{silly}");
     assert!(load("", &[("REGISTRY_AUTH", "htpasswd")]).is_err());
+    assert_eq!(load("", &[("REGISTRY_AUTH_FILE", "/podman's")]).unwrap().1, []);
 }

@@ -1,23 +1,24 @@
-//! Between routing and the handlers: may this be done by who asks?
-//!
-//! How clients find out that they should log in decides two details. podman and skopeo look at `GET /v2/` alone, and send
-//! their credentials ever after if the answer has a challenge, be it 401 or 200. So where anonymous pull is allowed, the
-//! answer is 200 with a challenge. The classic Docker engine takes a challenge from a 401 only, and cannot pull without
-//! credentials after one for Basic: with `htpasswd` it has to choose between anonymous pull and push.
+//! Between routing and the handlers: may this be done by who asks? And the token server that anonymous pull needs.
 //!
 //! A mirror's request (`?ns=`) is never challenged: containerd may answer with what it has for the registry upstream. Who
 //! wants credentials there puts them into hosts.toml as a `header`.
 
 use std::net::IpAddr;
 
+use axum::Json;
+use axum::extract::State;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, Uri};
+use axum::http::{Extensions, HeaderMap, HeaderName, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 
+use super::Shared;
 use super::error::Failure;
 use super::pull::text;
-use crate::auth::{Asked, Auth, Refusal};
-use crate::oci::{Access, Route};
+use crate::auth::{Asked, Auth};
+use crate::oci::Route;
+use crate::oci::route::RouteError;
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -25,39 +26,55 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClientAddress(pub(super) IpAddr);
 
-/// A request that may be answered.
-pub(super) struct Admitted {
-    pub(super) route: Route,
-    /// Goes out as `WWW-Authenticate`, though the answer is a good one.
-    pub(super) challenge: Option<String>,
-}
-
 /// Lets a request through as far as its rights go, or refuses it.
-pub(super) async fn admit(auth: &Auth, route: Route, request: &Parts) -> Result<Admitted, Failure> {
+pub(super) async fn admit(auth: &Auth, route: Route, request: &Parts) -> Result<Route, Failure> {
     let access = route.access();
     let headers = &request.headers;
-    let challenge = |refusal: Option<&Refusal>| {
-        let (host, proto) = (text(headers, &HOST), text(headers, &FORWARDED_PROTO));
-        auth.challenge(&access, refusal, host, proto)
-    };
     let asked = Asked {
         access: &access,
-        authorization: headers.get(AUTHORIZATION).map(|value| value.as_bytes()),
-        address: request.extensions.get::<ClientAddress>().map(|address| address.0),
+        authorization: authorization(headers),
+        address: address(&request.extensions),
     };
     match auth.authorize(asked).await {
-        Ok(rights) => {
-            let invited = access == Access::Registry && rights.is_anonymous();
-            Ok(Admitted {
-                route: route.mount_if(|from| rights.may_pull(from)),
-                challenge: invited.then(|| challenge(None)).flatten(),
-            })
-        }
+        Ok(rights) => Ok(route.mount_if(|from| rights.may_pull(from))),
         Err(refusal) => {
-            let challenge = if is_mirrored(&request.uri) { None } else { challenge(Some(&refusal)) };
+            let (host, proto) = (text(headers, &HOST), text(headers, &FORWARDED_PROTO));
+            let challenge =
+                if is_mirrored(&request.uri) { None } else { auth.challenge(&access, &refusal, host, proto) };
             Err(Failure::Refused { refusal, challenge })
         }
     }
+}
+
+/// The answer of a token server (distribution, "Token authentication specification"). The older clients read `token`, the
+/// others `access_token`.
+#[derive(Serialize)]
+struct Token {
+    token: String,
+    access_token: String,
+    expires_in: u64,
+}
+
+/// Hands out a token for the credentials shown, or for none. What scope is asked for makes no difference.
+pub(super) async fn token(State(shared): State<Shared>, request: Parts) -> Result<Response, Failure> {
+    let issued = shared.auth.issue(authorization(&request.headers), address(&request.extensions)).await;
+    let issued = issued
+        .map_err(|refusal| Failure::Refused { refusal, challenge: shared.auth.token_challenge() })?
+        .ok_or(RouteError::NotFound)?;
+    Ok(Json(Token {
+        access_token: issued.token.clone(),
+        token: issued.token,
+        expires_in: issued.expires_in.as_secs(),
+    })
+    .into_response())
+}
+
+fn authorization(headers: &HeaderMap) -> Option<&[u8]> {
+    headers.get(AUTHORIZATION).map(|value| value.as_bytes())
+}
+
+fn address(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ClientAddress>().map(|address| address.0)
 }
 
 fn is_mirrored(uri: &Uri) -> bool {

@@ -13,11 +13,12 @@ use std::time::Instant;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HeaderName, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 
-use crate::auth::Auth;
+use crate::auth::{Auth, TOKEN_PATH};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::Route;
@@ -36,7 +37,11 @@ struct Shared {
 
 /// The registry API. One fallback takes every path, since a repository name has any number of slashes.
 pub fn router(auth: Auth, mirror: Mirror, metrics: Metrics) -> Router {
-    Router::new().fallback(answer).with_state(Shared { auth, mirror, metrics })
+    Router::new().route(TOKEN_PATH, get(guard::token)).fallback(answer).with_state(Shared {
+        auth,
+        mirror,
+        metrics,
+    })
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
@@ -57,12 +62,8 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
 
 async fn guarded(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
     let (head, body) = request.into_parts();
-    let admitted = guard::admit(&shared.auth, route, &head).await?;
-    let mut response = dispatch(shared, admitted.route, Request::from_parts(head, body)).await?;
-    if let Some(challenge) = admitted.challenge {
-        set(response.headers_mut(), WWW_AUTHENTICATE, challenge);
-    }
-    Ok(response)
+    let route = guard::admit(&shared.auth, route, &head).await?;
+    dispatch(shared, route, Request::from_parts(head, body)).await
 }
 
 async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
