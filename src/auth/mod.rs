@@ -10,8 +10,9 @@ mod passwords;
 mod sessions;
 mod token;
 
+use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +25,9 @@ use token::{Grant, InvalidToken, Tokens};
 
 /// Where our own tokens are to be had: see [`Auth::issue`].
 pub const TOKEN_PATH: &str = "/auth/token";
+
+/// Of an htpasswd file, a bundle, a key set.
+const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Why credentials cannot be checked at all: mended in the config or the files it names.
 #[derive(Debug, thiserror::Error)]
@@ -263,5 +267,20 @@ impl Auth {
             Method::Htpasswd { realm, .. } => Some(challenge::basic(realm)),
             Method::Open | Method::Token { .. } => None,
         }
+    }
+}
+
+/// Reads the file that a config key names.
+fn read_file(key: &'static str, path: &Path) -> Result<Vec<u8>, AuthError> {
+    let mut bytes = Vec::new();
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(size) if size as u64 > FILE_BYTES_MAX => {
+            let reason = format!("it is larger than {FILE_BYTES_MAX} bytes");
+            Err(AuthError::Content { key, path: path.to_owned(), reason })
+        }
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(AuthError::Read { key, path: path.to_owned(), source }),
     }
 }

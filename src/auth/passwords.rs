@@ -3,7 +3,6 @@
 //! A hash takes tens of milliseconds on purpose. So what was proven once is remembered, by a keyed digest of user, password
 //! and the line of the file; and what is wrong costs its sender time, not us.
 
-use std::io::Read as _;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,10 +15,9 @@ use tokio::sync::Semaphore;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::AuthError;
 use super::htpasswd::Table;
+use super::{AuthError, read_file};
 
-const FILE_BYTES_MAX: u64 = 4 << 20;
 /// A change of the file counts after this time at the latest.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const VERIFICATIONS_MAX: usize = 4;
@@ -168,16 +166,12 @@ impl Stamp {
 
 fn read(path: &Path) -> Result<(Table, Stamp), AuthError> {
     const KEY: &str = "auth.htpasswd.path";
-    let unreadable = |source| AuthError::Read { key: KEY, path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
     let wrong = |reason: String| AuthError::Content { key: KEY, path: path.to_owned(), reason };
+    let metadata = std::fs::metadata(path);
+    let metadata = metadata.map_err(|source| AuthError::Read { key: KEY, path: path.to_owned(), source })?;
+    // Taken before the content: what changes in between is read again.
     let stamp = Stamp::of(&metadata).ok_or_else(|| wrong("its time of change is unknown".to_owned()))?;
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(wrong(format!("it is larger than {FILE_BYTES_MAX} bytes")));
-    }
+    let text = String::from_utf8(read_file(KEY, path)?).map_err(|_| wrong("it is not UTF-8".to_owned()))?;
     let table =
         Table::parse(&text).map_err(|error| wrong(format!("line {}: {}", error.line, error.reason)))?;
     Ok((table, stamp))

@@ -215,7 +215,10 @@ fn auth_that_would_not_protect_is_refused() {
             "{htpasswd: {path: /z}}".to_owned(),
             "config key auth.htpasswd.realm = \"\": it must be set with the others of its section",
         ),
-        ("{htpasswd: {pfad: /z}}".to_owned(), "config key auth.htpasswd.pfad is unknown"),
+        (
+            "{htpasswd: {pfad: /z}}".to_owned(),
+            "config key auth.htpasswd.pfad is unknown: did you mean auth.htpasswd.path?",
+        ),
         (
             "{htpaswd: {path: /z}}".to_owned(),
             "config key auth.htpaswd is unknown: did you mean auth.htpasswd?",

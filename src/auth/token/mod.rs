@@ -14,7 +14,7 @@ use jsonwebtoken::{Algorithm, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::AuthError;
+use super::{AuthError, read_file};
 use crate::config::TokenConfig;
 use crate::oci::Access;
 use keys::TrustedKeys;
@@ -22,7 +22,6 @@ use keys::TrustedKeys;
 const TOKEN_BYTES_MAX: usize = 64 * 1024;
 /// How far the clocks of the token server and ours may be apart, as in distribution.
 const LEEWAY_S: u64 = 60;
-const KEY_FILE_BYTES_MAX: usize = 4 << 20;
 
 /// Verifies the tokens of one issuer.
 pub(super) struct Tokens {
@@ -144,11 +143,6 @@ fn read<T>(
     path: &Path,
     parse: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Result<T, AuthError> {
-    let bytes =
-        std::fs::read(path).map_err(|source| AuthError::Read { key, path: path.to_owned(), source })?;
-    if bytes.len() > KEY_FILE_BYTES_MAX {
-        let reason = format!("it is larger than {KEY_FILE_BYTES_MAX} bytes");
-        return Err(AuthError::Content { key, path: path.to_owned(), reason });
-    }
+    let bytes = read_file(key, path)?;
     parse(&bytes).map_err(|reason| AuthError::Content { key, path: path.to_owned(), reason })
 }
