@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
+use crate::auth::{Auth, AuthError};
 use crate::config::{Config, Net};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
@@ -45,6 +46,8 @@ pub enum DaemonError {
     Node(#[from] NodeError),
     #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     #[error("cannot make the control socket")]
     Socket(#[source] std::io::Error),
     #[error(transparent)]
@@ -146,6 +149,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         None => None,
     };
     let (registry, registry_url) = listen::registry(&config.http).await.map_err(wrong("http.addr"))?;
+    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+    let auth = Auth::open(config.auth.clone(), scheme, config.http.prefix.clone()).await?;
     let root_directory = config.store.root_directory.clone();
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
     let store = store.map_err(DaemonError::Store)?;
@@ -193,7 +198,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         started_at: Instant::now(),
     });
     let metrics = Metrics::default();
-    let router = public(crate::http::router(mirror.clone(), metrics.clone()), &config.http);
+    let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
     serve(servers, "registry", registry, router, tls, limits);
     let control = control_router(mirror.clone(), metrics.clone(), running.clone());

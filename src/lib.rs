@@ -14,7 +14,8 @@
 //! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing | `oci`, `ipld`, `ipfs`, `store`, `dag` |
-//! | [`http`] | the registry API, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `mirror`, `api` |
+//! | [`auth`] | who may do what: passwords, tokens, anonymous pull | `oci` |
+//! | [`http`] | the registry API, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `mirror`, `auth`, `api` |
 //! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
 //! | [`logging`] | how log lines are written | nothing of ours |
 //! | [`keystore`] | key files | `ipld` |
@@ -63,6 +64,7 @@
 #![warn(unreachable_pub)]
 
 pub mod api;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod daemon;

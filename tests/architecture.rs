@@ -19,7 +19,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("node", &["ipld", "ipfs", "store"]),
     ("dag", &["ipld", "ipfs", "store"]),
     ("mirror", &["oci", "ipld", "ipfs", "store", "dag"]),
-    ("http", &["oci", "mirror", "api"]),
+    ("auth", &["oci"]),
+    ("http", &["oci", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
     ("logging", &[]),
     ("cli", &["config", "keystore", "oci", "api"]),
@@ -32,7 +33,8 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("sled", &["store"]),
     ("axum", &["http"]),
     ("clap", &["cli"]),
-    ("tokio", &["tasks", "store", "node", "dag", "mirror", "http", "cli", "daemon"]),
+    ("jsonwebtoken", &["auth", "config"]),
+    ("tokio", &["tasks", "store", "node", "dag", "mirror", "http", "auth", "cli", "daemon"]),
 ];
 
 /// A file longer than this wants a room of its own.

@@ -9,7 +9,8 @@ use libp2p::multiaddr::Protocol;
 use serde_json::Value;
 
 use super::{
-    Config, ConfigError, Limits, NamesConfig, P2pConfig, StoreConfig, Validation, Warning, http, log, raw,
+    Config, ConfigError, Limits, NamesConfig, P2pConfig, StoreConfig, Validation, Warning, auth, http, log,
+    raw,
 };
 
 /// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
@@ -33,6 +34,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
     Ok(Config {
         log: log::check(raw.log)?,
         http: http::check(raw.http)?,
+        auth: auth::check(raw.auth, warnings)?,
         store: StoreConfig {
             root_directory: root_directory(storage.rootdirectory),
             delete_enabled: raw.storage.delete.enabled.unwrap_or(true),
@@ -84,11 +86,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
     let is_set = |value: &Value| {
         !matches!(value, Value::Null) && value.as_object().is_none_or(|keys| !keys.is_empty())
     };
-    if is_set(&raw.auth) {
-        let reason =
-            "not supported by this version: listen on loopback, or put a proxy with authentication in front";
-        return Err(value_error("auth", &raw.auth.to_string(), reason));
-    }
     let ignored = [
         ("proxy.remoteurl", text(&raw.proxy.remoteurl).is_some()),
         ("mirror.defaultregistry", text(&raw.mirror.defaultregistry).is_some()),

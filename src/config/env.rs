@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 use super::{ConfigError, Warning, nearest, schema};
 
 const PREFIX: &str = "REGISTRY_";
+/// Where podman and skopeo keep their credentials: nothing of ours, though it begins so.
+const OF_PODMAN: &str = "REGISTRY_AUTH_FILE";
 
 /// Lays the variables over `file`. Names that no key has are one warning each.
 pub(super) fn overlay(
@@ -15,12 +17,17 @@ pub(super) fn overlay(
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Vec<Warning>, ConfigError> {
     let variables: BTreeMap<String, String> =
-        environment.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        environment.filter(|(name, _)| name.starts_with(PREFIX) && name != OF_PODMAN).collect();
     let mut warnings = Vec::new();
     for (name, text) in variables {
         let lower = name[PREFIX.len()..].to_lowercase();
         let path: Vec<&str> = lower.split('_').collect();
         if !is_known(&path) {
+            // Whoever sets such a variable relies on being protected.
+            if path.first() == Some(&"auth") {
+                let reason = "it names no key of auth: htpasswd, token and anonymous are known".to_owned();
+                return Err(ConfigError::Environment { name, value: "…".to_owned(), reason });
+            }
             warnings.push(unknown(&name, &path));
             continue;
         }

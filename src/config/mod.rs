@@ -3,6 +3,7 @@
 //! The schema is distribution's, so that every operator knows it and the predecessor's files work, with sections of our
 //! own. A value that this version cannot honour is refused, never silently ignored.
 
+mod auth;
 mod check;
 mod env;
 mod http;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use serde_json::Value;
 
+pub use auth::{AuthConfig, AuthMethod, TokenConfig};
 pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
 pub use log::{LogConfig, LogLevel};
 
@@ -27,6 +29,7 @@ pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
 pub struct Config {
     pub log: LogConfig,
     pub http: HttpConfig,
+    pub auth: AuthConfig,
     pub store: StoreConfig,
     pub validation: Validation,
     pub names: NamesConfig,
@@ -207,6 +210,7 @@ const OF_DISTRIBUTION: &[&str] = &[
     "log.hooks",
     "log.reportcaller",
     "loglevel",
+    "auth.none",
     "http.h2c",
     "http.secret",
     "http.tls.ciphersuites",

@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer};
 use serde_json::{Map, Value};
 
+use super::auth::RawAuth;
+
 /// The whole file. A section that is absent or empty has its defaults.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -17,7 +19,7 @@ pub(super) struct Raw {
     #[serde(deserialize_with = "section")]
     pub(super) http: Http,
     #[serde(deserialize_with = "section")]
-    pub(super) auth: Value,
+    pub(super) auth: RawAuth,
     #[serde(deserialize_with = "section")]
     pub(super) storage: Storage,
     #[serde(deserialize_with = "section")]
@@ -225,7 +227,9 @@ pub(super) struct IndexValidation {
 }
 
 /// A key without a value is as good as none.
-fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn section<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -240,7 +244,7 @@ fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Erro
 }
 
 /// A list, or one string with commas, as the predecessor's users write it.
-fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+pub(super) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "a list of strings, or one string with commas, is expected")]
     enum List {

@@ -54,7 +54,17 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "http.tls.clientauth",
         "http.tls.minimumtls",
         "http.tls.selfsigned",
-        "auth",
+        "auth.htpasswd.realm",
+        "auth.htpasswd.path",
+        "auth.token.realm",
+        "auth.token.service",
+        "auth.token.issuer",
+        "auth.token.rootcertbundle",
+        "auth.token.jwks",
+        "auth.token.signingalgorithms",
+        "auth.token.autoredirect",
+        "auth.token.autoredirectpath",
+        "auth.anonymous",
         "storage.ipfs.rootdirectory",
         "storage.ipfs.quota",
         "storage.ipfs.ipfsapiaddress",
@@ -126,7 +136,6 @@ fn a_bad_value_is_named_with_its_key_and_what_would_be_right() {
     assert!(error("p2p: {listen: 5}").starts_with("config key p2p.listen: "));
     assert!(error("http: {addr: [1]}").starts_with("config key http.addr: "));
     assert!(error("a: [").contains("is not valid YAML"));
-    assert!(error("auth: {htpasswd: {realm: x, path: y}}").starts_with("config key auth = "));
     let missing =
         Config::load(Some(Path::new("/does/not/exist.yaml")), std::iter::empty()).unwrap_err().to_string();
     assert!(missing.starts_with("cannot read config file /does/not/exist.yaml: "), "{missing}");
@@ -339,4 +348,101 @@ fn a_self_signed_certificate_is_for_every_name_that_the_config_has() {
         let TlsPair::SelfSigned { names } = config.http.tls.unwrap().pair else { panic!("{yaml}") };
         assert_eq!(names.join(" "), expected, "{yaml}");
     }
+}
+
+#[test]
+fn auth_is_one_of_htpasswd_and_token() {
+    let auth = |yaml: &str| load(&format!("auth: {yaml}"), &[]).unwrap().0.auth;
+    let open = AuthConfig { method: AuthMethod::Open, anonymous_pull: false };
+    assert_eq!(auth("{}"), open);
+    assert_eq!(auth(""), open);
+    assert_eq!(auth("{none: {}}"), open);
+    let htpasswd = AuthMethod::Htpasswd { realm: "x y".to_owned(), path: "/z".into() };
+    assert_eq!(
+        auth("{htpasswd: {realm: x y, path: /z}, anonymous: pull}"),
+        AuthConfig { method: htpasswd, anonymous_pull: true }
+    );
+    let token = "realm: https://a/token, service: s, issuer: i";
+    let AuthMethod::Token(config) = auth(&format!("{{token: {{{token}, jwks: /j}}}}")).method else {
+        panic!()
+    };
+    assert_eq!(
+        (config.realm.as_str(), config.service.as_str(), config.issuer.as_str()),
+        ("https://a/token", "s", "i")
+    );
+    assert_eq!((config.root_cert_bundle, config.jwks), (None, Some("/j".into())));
+    assert_eq!((config.signing_algorithms.len(), config.auto_redirect_path), (9, None));
+    let yaml =
+        format!("{{token: {{{token}, rootcertbundle: /b, signingalgorithms: [EdDSA], autoredirect: true}}}}");
+    let AuthMethod::Token(config) = auth(&yaml).method else { panic!() };
+    assert_eq!(config.signing_algorithms, [jsonwebtoken::Algorithm::EdDSA]);
+    assert_eq!(config.auto_redirect_path.as_deref(), Some("/auth/token"));
+
+    let (_, warnings) = load("auth: {anonymous: pull}", &[]).unwrap();
+    assert!(warnings[0].0.starts_with("config key auth.anonymous has no meaning"), "{warnings:?}");
+}
+
+#[test]
+fn auth_that_would_not_protect_is_refused() {
+    let token = "realm: https://a/token, service: s, issuer: i, jwks: /j";
+    let cases = [
+        (
+            "{silly: {realm: lax}}".to_owned(),
+            "config key auth.silly = \"{\\\"realm\\\":\\\"lax\\\"}\": it lets everybody in who sends any header: use auth.htpasswd or auth.token",
+        ),
+        (
+            format!("{{htpasswd: {{realm: x, path: /z}}, token: {{{token}}}}}"),
+            "config key auth = \"htpasswd and token\": only one of the two may be set",
+        ),
+        (
+            "{htpasswd: {realm: x}}".to_owned(),
+            "config key auth.htpasswd.path = \"\": it must be set with the others of its section",
+        ),
+        (
+            "{htpasswd: {path: /z}}".to_owned(),
+            "config key auth.htpasswd.realm = \"\": it must be set with the others of its section",
+        ),
+        (
+            "{htpasswd: {pfad: /z}}".to_owned(),
+            "config key auth.htpasswd.pfad is unknown: did you mean auth.htpasswd.path?",
+        ),
+        (
+            "{htpaswd: {path: /z}}".to_owned(),
+            "config key auth.htpaswd is unknown: did you mean auth.htpasswd?",
+        ),
+        ("{anonymous: push}".to_owned(), "config key auth.anonymous = \"push\": none or pull is expected"),
+        (
+            "{token: {realm: https://a, service: s, issuer: i}}".to_owned(),
+            "config key auth.token.rootcertbundle = \"\": a file with the keys of the token server is expected, here or as auth.token.jwks",
+        ),
+        (
+            "{token: {realm: a, service: s, issuer: i, jwks: /j}}".to_owned(),
+            "config key auth.token.realm = \"a\": the URL of the token server is expected",
+        ),
+        (
+            format!("{{token: {{{token}, signingalgorithms: [RS256, HS256]}}}}"),
+            "config key auth.token.signingalgorithms[1] = \"HS256\": one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA is expected: no shared secrets",
+        ),
+    ];
+    for (yaml, line) in cases {
+        assert_eq!(error(&format!("auth: {yaml}")), line, "{yaml}");
+    }
+}
+
+#[test]
+fn auth_may_come_from_the_environment_as_distribution_has_it() {
+    let environment = [
+        ("REGISTRY_AUTH", "htpasswd"),
+        ("REGISTRY_AUTH_HTPASSWD_REALM", "Registry Realm"),
+        ("REGISTRY_AUTH_HTPASSWD_PATH", "/auth/htpasswd"),
+    ];
+    let (config, warnings) = load("", &environment).unwrap();
+    assert_eq!(warnings, []);
+    let method = AuthMethod::Htpasswd { realm: "Registry Realm".to_owned(), path: "/auth/htpasswd".into() };
+    assert_eq!(config.auth.method, method);
+
+    let silly = load("", &[("REGISTRY_AUTH_SILLY_REALM", "x")]).unwrap_err().to_string();
+    assert!(silly.starts_with("environment variable REGISTRY_AUTH_SILLY_REALM"), "{silly}");
+    assert!(load("", &[("REGISTRY_AUTH", "htpasswd")]).is_err());
+    assert_eq!(load("", &[("REGISTRY_AUTH_FILE", "/podman's")]).unwrap().1, []);
 }

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONTENT_TYPE};
+use axum::http::header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::guard::BodyStalled;
+use crate::auth::Refusal;
 use crate::mirror::{MirrorError, chain};
 use crate::oci::ErrorCode;
 use crate::oci::name::NameError;
@@ -29,6 +30,9 @@ pub(super) enum Failure {
     BadUpload(String),
     #[error("there is no answer after {} s: try again later", .0.as_secs())]
     Late(Duration),
+    /// `challenge`: how to be allowed; without one nothing that the client can send would help.
+    #[error("{refusal}")]
+    Refused { refusal: Refusal, challenge: Option<String> },
 }
 
 /// What is not there.
@@ -60,6 +64,13 @@ impl Failure {
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid),
             Self::BadUpload(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
             Self::Late(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            Self::Refused { refusal: Refusal::Busy, .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+            }
+            Self::Refused { challenge: None, .. } => (StatusCode::FORBIDDEN, ErrorCode::Denied),
+            // Not 403, as in RFC 6750: clients ask the token server for more after a 401 only.
+            Self::Refused { refusal: Refusal::Scope(_), .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Denied),
+            Self::Refused { .. } => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
         }
     }
 }
@@ -119,6 +130,9 @@ impl IntoResponse for Failure {
             }
             Self::Mirror(MirrorError::UploadRange { repo, id, received, .. }) => {
                 super::push::describe_upload(headers, repo, id, *received);
+            }
+            Self::Refused { challenge: Some(challenge), .. } if status == StatusCode::UNAUTHORIZED => {
+                super::set(headers, WWW_AUTHENTICATE, challenge);
             }
             _ => (),
         }

@@ -1,6 +1,7 @@
 //! axum in, [`Mirror`] out: the registry API of the OCI distribution specification 1.1, and the control socket.
 
 pub mod access_log;
+mod admission;
 mod connection;
 pub mod control;
 mod deadline;
@@ -22,7 +23,9 @@ use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 
+use crate::auth::{Auth, TOKEN_PATH};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::oci::Route;
@@ -35,13 +38,18 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 /// What the handlers share.
 #[derive(Clone)]
 struct Shared {
+    auth: Auth,
     mirror: Mirror,
     metrics: Metrics,
 }
 
 /// The registry API. One fallback takes every path, since a repository name has any number of slashes.
-pub fn router(mirror: Mirror, metrics: Metrics) -> Router {
-    Router::new().fallback(answer).with_state(Shared { mirror, metrics })
+pub fn router(auth: Auth, mirror: Mirror, metrics: Metrics) -> Router {
+    Router::new().route(TOKEN_PATH, get(admission::token)).fallback(answer).with_state(Shared {
+        auth,
+        mirror,
+        metrics,
+    })
 }
 
 async fn answer(State(shared): State<Shared>, request: Request) -> Response {
@@ -50,7 +58,7 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     shared.metrics.http_requests.inc();
     let route = Route::parse(method.as_str(), uri.path(), uri.query());
     let outcome = match route {
-        Ok(route) => in_time((&route).into(), dispatch(shared, route, request)).await,
+        Ok(route) => in_time((&route).into(), admitted(shared, route, request)).await,
         Err(error) => Err(error.into()),
     };
     let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
@@ -60,8 +68,14 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     response
 }
 
+async fn admitted(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
+    let (head, body) = request.into_parts();
+    let route = admission::admit(&shared.auth, route, &head).await?;
+    dispatch(shared, route, Request::from_parts(head, body)).await
+}
+
 async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Response, Failure> {
-    let Shared { mirror, metrics } = shared;
+    let Shared { mirror, metrics, .. } = shared;
     match route {
         Route::Version => Ok(json("{}".to_owned())),
         Route::GetManifest { repo, reference, head } => {

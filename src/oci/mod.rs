@@ -1,5 +1,6 @@
 //! The distribution vocabulary: digests, names, manifests, routes. Pure: no I/O, no async, no clock.
 
+pub mod access;
 pub mod digest;
 pub mod error;
 pub mod manifest;
@@ -7,6 +8,7 @@ pub mod name;
 pub mod range;
 pub mod route;
 
+pub use access::{Access, Action};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::ErrorCode;
 pub use name::{Reference, RepoName, Tag};

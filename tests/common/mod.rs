@@ -24,6 +24,7 @@ pub struct Setup {
     environment: Vec<(String, String)>,
     http: Vec<String>,
     log: Vec<String>,
+    auth: String,
 }
 
 /// A running daemon.
@@ -90,13 +91,20 @@ impl Setup {
         self
     }
 
+    /// The section `auth` of its config, as YAML.
+    pub fn auth(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.auth);
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
         let config = format!(
-            "version: 0.1\nlog: {{{}}}\nhttp: {{{}}}\n\
+            "version: 0.1\nlog: {{{}}}\nauth: {}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
              p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n",
             section(&["level: debug"], &self.log),
+            self.auth,
             section(&["addr: 127.0.0.1:0", "debug: {addr: \"\"}"], &self.http),
             folder.path().join("data").display(),
             if self.read_only_daemon { "" } else { "self" },
