@@ -6,6 +6,7 @@ pub mod manifest;
 pub mod name;
 pub mod range;
 pub mod route;
+pub mod storage;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::ErrorCode;
