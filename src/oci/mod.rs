@@ -1,14 +1,20 @@
 //! The distribution vocabulary: digests, names, manifests, routes. Pure: no I/O, no async, no clock.
 
 pub mod digest;
+pub mod docker_archive;
 pub mod error;
+pub mod image_layout;
+pub mod image_name;
 pub mod manifest;
 pub mod name;
+pub mod platform;
 pub mod range;
 pub mod route;
 pub mod storage;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::ErrorCode;
+pub use image_name::ImageName;
 pub use name::{Reference, RepoName, Tag};
+pub use platform::Platform;
 pub use route::Route;
