@@ -32,6 +32,8 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("sled", &["store"]),
     ("axum", &["http"]),
     ("clap", &["cli"]),
+    ("indicatif", &["cli"]),
+    ("tar", &["cli"]),
     ("tokio", &["tasks", "store", "node", "dag", "mirror", "http", "cli", "daemon"]),
 ];
 

@@ -3,7 +3,10 @@
 
 mod client;
 mod key;
+mod load;
+mod save;
 mod status;
+mod transfer;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -71,6 +74,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Load images from an OCI layout or a docker-archive
+    #[command(
+        after_help = "Examples: shoal load app.tar library/app:1\n          docker save app:1 | gzip | shoal load -\n          shoal load --all LAYOUT library/app"
+    )]
+    Load(load::LoadArguments),
+    /// Save an image as an OCI layout or a docker-archive
+    #[command(
+        after_help = "Examples: shoal save library/app:1 LAYOUT\n          shoal save --format docker-archive library/app:1 - | docker load"
+    )]
+    Save(save::SaveArguments),
     /// Check a config file
     #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
     Config(ConfigCommand),
@@ -141,6 +154,8 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Name(NameCommand::Publish { overwrite, which }) => status::publish(&which, overwrite),
         Command::Status { which, json } => status::status(&which, json),
         Command::Gc { which, json } => status::collect_garbage(&which, json),
+        Command::Load(arguments) => load::run(arguments),
+        Command::Save(arguments) => save::run(arguments),
         Command::Config(ConfigCommand::Check { config }) => check(config),
     };
     match outcome {

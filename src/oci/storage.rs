@@ -12,6 +12,11 @@ pub const BASE: &str = "docker/registry/v2";
 /// The directory of all blobs and manifests, by algorithm and the first two digits.
 pub const BLOBS: &str = "docker/registry/v2/blobs";
 
+/// A path of this module without [`BASE`] before it, for who has only the folder that is called `v2`.
+pub fn below_base(path: &str) -> &str {
+    path.strip_prefix(BASE).map_or(path, |below| below.trim_start_matches('/'))
+}
+
 /// The bytes of a blob or manifest.
 pub fn blob_data(digest: &Digest) -> String {
     let hex = digest.hex();
