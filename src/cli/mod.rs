@@ -2,6 +2,8 @@
 //! running daemon over its socket.
 
 mod client;
+mod export;
+mod import;
 mod key;
 mod load;
 mod save;
@@ -84,6 +86,16 @@ enum Command {
         after_help = "Examples: shoal save library/app:1 LAYOUT\n          shoal save --format docker-archive library/app:1 - | docker load"
     )]
     Save(save::SaveArguments),
+    /// Take over the folder of a stock docker-registry
+    #[command(
+        after_help = "Example: shoal import /var/lib/registry --repository 'library/*'\nRun it again after an interruption, or to take over what came since: what is there is not copied again."
+    )]
+    Import(import::ImportArguments),
+    /// Write a folder that a stock docker-registry serves
+    #[command(
+        after_help = "Example: shoal export /var/lib/registry library/app\nRun it again after an interruption, or to bring the folder up to date. Manifests without a tag stay behind."
+    )]
+    Export(export::ExportArguments),
     /// Check a config file
     #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
     Config(ConfigCommand),
@@ -156,6 +168,8 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Gc { which, json } => status::collect_garbage(&which, json),
         Command::Load(arguments) => load::run(arguments),
         Command::Save(arguments) => save::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Config(ConfigCommand::Check { config }) => check(config),
     };
     match outcome {
