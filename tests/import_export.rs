@@ -139,6 +139,29 @@ async fn an_export_is_what_was_imported() {
 }
 
 #[tokio::test]
+async fn what_refers_to_an_image_goes_with_it() {
+    let (here, there, folder) = (daemon().start(), daemon().start(), TempDir::new().unwrap());
+    let image = Image::new(12, &[100]);
+    here.push("library/app", "1", &image).await;
+    // A signature, and a signature of that.
+    let mut subject = Digest::sha256(&image.manifest);
+    for seed in [13, 14] {
+        let mut signature = Image::new(seed, &[10]);
+        let mut manifest: serde_json::Value = serde_json::from_slice(&signature.manifest).unwrap();
+        manifest["subject"] = serde_json::json!({"mediaType": common::IMAGE_MANIFEST, "digest": subject.to_string(), "size": 1});
+        signature.manifest = serde_json::to_vec(&manifest).unwrap();
+        subject = Digest::sha256(&signature.manifest);
+        here.push("library/app", &subject.to_string(), &signature).await;
+    }
+    assert!(export(&here, folder.path(), &["library/app"]).ok);
+    assert!(import(&there, folder.path(), &[]).ok);
+    assert_eq!(
+        there.pull("library/app", &subject.to_string()).await.unwrap(),
+        here.pull("library/app", &subject.to_string()).await.unwrap()
+    );
+}
+
+#[tokio::test]
 async fn a_read_only_daemon_takes_nothing_and_says_so_once() {
     let publisher = daemon().start();
     let reader = daemon().knows(&publisher).reads(&publisher.ipns).read_only().start();

@@ -1,11 +1,13 @@
 //! `shoal export`: repositories of the daemon into a folder that a stock docker-registry serves.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use futures::{StreamExt, TryStreamExt};
 
+use super::transfer::graph::Graph;
 use super::transfer::progress::Output;
 use super::transfer::pull::{self, blob_file, small_file};
 use super::transfer::{self, Session, TRANSFERS_MAX, concerns_all};
@@ -48,9 +50,33 @@ pub(super) fn run(arguments: ExportArguments) -> Result<(), CommandError> {
     })
 }
 
-/// Writes one image, its tag last: no link leads to what is not there.
+/// Writes one image with what refers to it, its tag last: no link leads to what is not there.
 async fn export(session: &Session, folder: &Path, repo: &RepoName, tag: &Tag) -> anyhow::Result<()> {
-    let graph = pull::graph(session, repo, &Reference::Tag(tag.clone()), None).await?;
+    let image = pull::graph(session, repo, &Reference::Tag(tag.clone()), None).await?;
+    let top = image.top().context("the image has no manifest")?.digest;
+    // Signatures and the like have no tag; what signs them in turn is found in the same way.
+    let (mut seen, mut open) = (HashSet::new(), vec![image]);
+    while let Some(graph) = open.pop() {
+        write(session, folder, repo, &graph).await?;
+        for manifest in &graph.manifests {
+            for referrer in session.registry.referrers(repo, &manifest.digest).await? {
+                if seen.insert(referrer) {
+                    open.push(pull::graph(session, repo, &Reference::Digest(referrer), None).await?);
+                }
+            }
+        }
+    }
+    let link = storage::link_content(&top);
+    small_file(folder.join(storage::tag_index_link(repo, tag, &top)), link.clone()).await?;
+    if small_file(folder.join(storage::tag_link(repo, tag)), link).await? {
+        session.progress.manifest(repo, &top, tag.as_str());
+        session.progress.line(|| format!("{repo}:{tag} is {top}"));
+    }
+    Ok(())
+}
+
+/// Writes blobs and manifests, and then that the repository has them.
+async fn write(session: &Session, folder: &Path, repo: &RepoName, graph: &Graph) -> anyhow::Result<()> {
     let blobs = futures::stream::iter(&graph.blobs).map(|blob| async move {
         if blob.non_distributable && !session.registry.has_blob(repo, &blob.digest).await? {
             return Ok(());
@@ -67,13 +93,6 @@ async fn export(session: &Session, folder: &Path, repo: &RepoName, tag: &Tag) ->
         if small_file(link, storage::link_content(digest)).await? {
             session.progress.manifest(repo, digest, &digest.to_string());
         }
-    }
-    let top = &graph.top().context("the image has no manifest")?.digest;
-    let link = storage::link_content(top);
-    small_file(folder.join(storage::tag_index_link(repo, tag, top)), link.clone()).await?;
-    if small_file(folder.join(storage::tag_link(repo, tag)), link).await? {
-        session.progress.manifest(repo, top, tag.as_str());
-        session.progress.line(|| format!("{repo}:{tag} is {top}"));
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ enum Command {
     Import(import::ImportArguments),
     /// Write a folder that a stock docker-registry serves
     #[command(
-        after_help = "Example: shoal export /var/lib/registry library/app\nRun it again after an interruption, or to bring the folder up to date. Manifests without a tag stay behind."
+        after_help = "Example: shoal export /var/lib/registry library/app\nRun it again after an interruption, or to bring the folder up to date. Manifests that neither have a tag nor belong to an image stay behind."
     )]
     Export(export::ExportArguments),
     /// Check a config file

@@ -243,6 +243,25 @@ impl Registry {
         self.list(format!("/v2/{repo}/tags/list"), &what, names).await
     }
 
+    /// The manifests that refer to one; none from a daemon that does not list them.
+    pub(in crate::cli) async fn referrers(
+        &self,
+        repo: &RepoName,
+        subject: &Digest,
+    ) -> Result<Vec<Digest>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Page {
+            manifests: Vec<Referrer>,
+        }
+        #[derive(Deserialize)]
+        struct Referrer {
+            digest: String,
+        }
+        let what = format!("referrers of {subject} in {repo}");
+        let digests = |page: Page| page.manifests.into_iter().map(|referrer| referrer.digest).collect();
+        Ok(self.list(format!("/v2/{repo}/referrers/{subject}"), &what, digests).await?.unwrap_or_default())
+    }
+
     /// All repositories; `None` if the daemon does not list them.
     pub(in crate::cli) async fn repositories(&self) -> Result<Option<Vec<RepoName>>, RegistryError> {
         #[derive(Deserialize)]
