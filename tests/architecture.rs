@@ -34,6 +34,8 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("axum", &["http"]),
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
+    ("indicatif", &["cli"]),
+    ("tar", &["cli"]),
     ("tokio", &["tasks", "store", "node", "dag", "mirror", "http", "auth", "cli", "daemon"]),
 ];
 

@@ -2,8 +2,13 @@
 //! running daemon over its socket.
 
 mod client;
+mod export;
+mod import;
 mod key;
+mod load;
+mod save;
 mod status;
+mod transfer;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -71,6 +76,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Load images from an OCI layout or a docker-archive
+    #[command(
+        after_help = "Examples: shoal load app.tar library/app:1\n          docker save app:1 | gzip | shoal load -\n          shoal load --all LAYOUT library/app"
+    )]
+    Load(load::LoadArguments),
+    /// Save an image as an OCI layout or a docker-archive
+    #[command(
+        after_help = "Examples: shoal save library/app:1 LAYOUT\n          shoal save --format docker-archive library/app:1 - | docker load"
+    )]
+    Save(save::SaveArguments),
+    /// Take over the folder of a stock docker-registry
+    #[command(
+        after_help = "Example: shoal import /var/lib/registry --repository 'library/*'\nRun it again after an interruption, or to take over what came since: what is there is not copied again."
+    )]
+    Import(import::ImportArguments),
+    /// Write a folder that a stock docker-registry serves
+    #[command(
+        after_help = "Example: shoal export /var/lib/registry library/app\nRun it again after an interruption, or to bring the folder up to date. Manifests that neither have a tag nor belong to an image stay behind."
+    )]
+    Export(export::ExportArguments),
     /// Check a config file
     #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
     Config(ConfigCommand),
@@ -141,6 +166,10 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Name(NameCommand::Publish { overwrite, which }) => status::publish(&which, overwrite),
         Command::Status { which, json } => status::status(&which, json),
         Command::Gc { which, json } => status::collect_garbage(&which, json),
+        Command::Load(arguments) => load::run(arguments),
+        Command::Save(arguments) => save::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
+        Command::Export(arguments) => export::run(arguments),
         Command::Config(ConfigCommand::Check { config }) => check(config),
     };
     match outcome {

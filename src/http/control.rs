@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use crate::api;
+use crate::auth::Auth;
 use crate::metrics::Metrics;
 use crate::mirror::{Collected, Mirror, MirrorError, chain};
 
@@ -36,13 +37,16 @@ struct Shared {
     daemon: Arc<dyn Daemon>,
 }
 
-/// What the command line asks, over the socket that only the daemon's user may open.
+/// What the command line asks, over the socket that only the daemon's user may open: therefore without any other proof
+/// of who it is. The registry API is served there too, for the commands that move images.
 pub fn control_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>) -> Router {
+    let registry = super::router(Auth::allow_all(), mirror.clone(), metrics.clone());
     Router::new()
         .route("/v0/status", get(status))
         .route("/v0/resolve", get(resolve))
         .route("/v0/publish", post(publish))
         .route("/v0/gc", post(collect_garbage))
+        .fallback_service(registry)
         .with_state(Shared { mirror, metrics, daemon })
 }
 

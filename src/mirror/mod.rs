@@ -4,7 +4,6 @@ mod announce;
 mod commit;
 mod delete;
 mod gc;
-mod layout;
 mod leases;
 mod listing;
 mod lookup;
@@ -35,7 +34,7 @@ use crate::dag::{Blocks, DagError, Tree};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::oci::manifest::ManifestError;
-use crate::oci::{Algorithm, Digest, Reference, RepoName};
+use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 use crate::store::{IndexEntry, State, Store, StoreError};
 use crate::tasks::Tasks;
 

@@ -20,6 +20,8 @@ const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     pub digest: Digest,
+    /// `None` where it is missing or no whole number of bytes.
+    pub size_bytes: Option<u64>,
     /// Not to be pushed: it lies elsewhere, and need not be here.
     pub non_distributable: bool,
 }
@@ -111,6 +113,7 @@ struct RawDescriptor {
     #[serde(default)]
     media_type: String,
     digest: String,
+    size: Option<serde_json::Number>,
     #[serde(default)]
     urls: Vec<String>,
 }
@@ -118,7 +121,11 @@ struct RawDescriptor {
 impl RawDescriptor {
     fn check(self) -> Result<Descriptor, ManifestError> {
         let foreign = self.media_type.contains(".foreign.") || self.media_type.contains("nondistributable");
-        Ok(Descriptor { digest: self.digest.parse()?, non_distributable: foreign || !self.urls.is_empty() })
+        Ok(Descriptor {
+            digest: self.digest.parse()?,
+            size_bytes: self.size.as_ref().and_then(serde_json::Number::as_u64),
+            non_distributable: foreign || !self.urls.is_empty(),
+        })
     }
 }
 

@@ -2,14 +2,21 @@
 
 pub mod access;
 pub mod digest;
+pub mod docker_archive;
 pub mod error;
+pub mod image_layout;
+pub mod image_name;
 pub mod manifest;
 pub mod name;
+pub mod platform;
 pub mod range;
 pub mod route;
+pub mod storage;
 
 pub use access::{Access, Action};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::ErrorCode;
+pub use image_name::ImageName;
 pub use name::{Reference, RepoName, Tag};
+pub use platform::Platform;
 pub use route::Route;

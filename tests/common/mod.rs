@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod files;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -1,98 +1,107 @@
-//! Where things lie in the published tree, spelled once: distribution's storage layout, so that `ipfs get` of a root
-//! is a directory that a stock registry serves (`storage/paths.go` of distribution describes it).
+//! Where things lie in the published tree and in the folder of a stock registry, spelled once: distribution's storage
+//! layout, so that `ipfs get` of a root is a directory that a stock registry serves (`storage/paths.go` of distribution
+//! describes it).
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, RepoName, Tag};
+use super::{Digest, RepoName, Tag};
+
+/// The top of everything; paths are relative to the folder that holds it.
+pub const BASE: &str = "docker/registry/v2";
 
 /// The directory of all blobs and manifests, by algorithm and the first two digits.
-pub(super) const BLOBS: &str = "docker/registry/v2/blobs";
+pub const BLOBS: &str = "docker/registry/v2/blobs";
+
+/// A path of this module without [`BASE`] before it, for who has only the folder that is called `v2`.
+pub fn below_base(path: &str) -> &str {
+    path.strip_prefix(BASE).map_or(path, |below| below.trim_start_matches('/'))
+}
 
 /// The bytes of a blob or manifest.
-pub(super) fn blob_data(digest: &Digest) -> String {
+pub fn blob_data(digest: &Digest) -> String {
     let hex = digest.hex();
     format!("{BLOBS}/{}/{}/{hex}/data", digest.algorithm().as_str(), &hex[..2])
 }
 
 /// Says that a repository has a blob.
-pub(super) fn layer_link(repo: &RepoName, digest: &Digest) -> String {
+pub fn layer_link(repo: &RepoName, digest: &Digest) -> String {
     format!("{REPOSITORIES}/{repo}/_layers/{}/{}/link", digest.algorithm().as_str(), digest.hex())
 }
 
 /// Says that a repository has a manifest.
-pub(super) fn revision_link(repo: &RepoName, digest: &Digest) -> String {
+pub fn revision_link(repo: &RepoName, digest: &Digest) -> String {
     let algorithm = digest.algorithm().as_str();
     format!("{REPOSITORIES}/{repo}/_manifests/revisions/{algorithm}/{}/link", digest.hex())
 }
 
 /// The directory whose entries are the tags of a repository.
-pub(super) fn tags(repo: &RepoName) -> String {
+pub fn tags(repo: &RepoName) -> String {
     format!("{REPOSITORIES}/{repo}/_manifests/tags")
 }
 
 /// A tag with everything that is known of it.
-pub(super) fn tag(repo: &RepoName, tag: &Tag) -> String {
+pub fn tag(repo: &RepoName, tag: &Tag) -> String {
     format!("{}/{tag}", tags(repo))
 }
 
 /// What a tag points to.
-pub(super) fn tag_link(repo: &RepoName, tag: &Tag) -> String {
+pub fn tag_link(repo: &RepoName, tag: &Tag) -> String {
     format!("{}/{tag}/current/link", tags(repo))
 }
 
 /// What a tag points to or once pointed to.
-pub(super) fn tag_index_link(repo: &RepoName, tag: &Tag, digest: &Digest) -> String {
+pub fn tag_index_link(repo: &RepoName, tag: &Tag, digest: &Digest) -> String {
     format!("{}/{tag}/index/{}/{}/link", tags(repo), digest.algorithm().as_str(), digest.hex())
 }
 
 /// The directory of all repositories; a directory below it is one if it has a [`LAYERS`] or [`MANIFESTS`].
-pub(super) const REPOSITORIES: &str = "docker/registry/v2/repositories";
-pub(super) const LAYERS: &str = "_layers";
-pub(super) const MANIFESTS: &str = "_manifests";
+pub const REPOSITORIES: &str = "docker/registry/v2/repositories";
+pub const LAYERS: &str = "_layers";
+pub const MANIFESTS: &str = "_manifests";
 
 /// The directory of the links to a repository's blobs, by algorithm.
-pub(super) fn layers(repo: &RepoName) -> String {
+pub fn layers(repo: &RepoName) -> String {
     format!("{REPOSITORIES}/{repo}/{LAYERS}")
 }
 
 /// The directory of the links to a repository's manifests, by algorithm.
-pub(super) fn revisions(repo: &RepoName) -> String {
+pub fn revisions(repo: &RepoName) -> String {
     format!("{REPOSITORIES}/{repo}/{MANIFESTS}/revisions")
 }
 
 /// The directory of who refers to `subject`, by algorithm. Of ours: distribution skips what begins with `_` and is
 /// not its own.
-pub(super) fn referrers(repo: &RepoName, subject: &Digest) -> String {
+pub fn referrers(repo: &RepoName, subject: &Digest) -> String {
     format!("{REPOSITORIES}/{repo}/_referrers/{}/{}", subject.algorithm().as_str(), subject.hex())
 }
 
 /// Says that a manifest refers to `subject`.
-pub(super) fn referrer_link(repo: &RepoName, subject: &Digest, digest: &Digest) -> String {
+pub fn referrer_link(repo: &RepoName, subject: &Digest, digest: &Digest) -> String {
     format!("{}/{}/{}/link", referrers(repo, subject), digest.algorithm().as_str(), digest.hex())
 }
 
 /// The directory that a link file lies in, and that goes with it.
-pub(super) fn directory_of(link: &str) -> String {
+pub fn directory_of(link: &str) -> String {
     link.rsplit_once('/').map_or(link, |(directory, _)| directory).to_owned()
 }
 
 /// The directory that a repository is.
-pub(super) fn repository(repo: &RepoName) -> String {
+pub fn repository(repo: &RepoName) -> String {
     format!("{REPOSITORIES}/{repo}")
 }
 
 /// The bytes of a link file.
-pub(super) fn link_content(digest: &Digest) -> Bytes {
+pub fn link_content(digest: &Digest) -> Bytes {
     Bytes::from(digest.to_string())
 }
 
 /// Reads a link file; a newline at its end is forgiven.
-pub(super) fn parse_link(content: &[u8]) -> Option<Digest> {
+pub fn parse_link(content: &[u8]) -> Option<Digest> {
     std::str::from_utf8(content).ok()?.trim_end().parse().ok()
 }
 
 /// The longest link file that is read: `sha512:` and 128 digits, with some room.
-pub(super) const LINK_BYTES_MAX: u64 = 256;
+pub const LINK_BYTES_MAX: u64 = 256;
 
 #[cfg(test)]
 mod tests {
