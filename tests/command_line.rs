@@ -270,7 +270,7 @@ fn the_help_of_every_command_shows_an_example() {
     while let Some(words) = waiting.pop() {
         let help = run(words.iter().map(String::as_str).chain(["--help"]));
         assert_eq!(help.code, Some(0), "{words:?}");
-        let example = ["Example: ", "Start with: "].iter().any(|word| help.out.contains(word));
+        let example = ["Example: ", "Examples: ", "Start with: "].iter().any(|word| help.out.contains(word));
         assert!(example, "shoal {} --help shows no example:\n{}", words.join(" "), help.out);
         seen += 1;
         let commands = help.out.split("\nCommands:\n").nth(1).unwrap_or_default().lines();
