@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# install.sh - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo and
-# docker-registry, newer containerds from later Debian releases (each in a folder of its own), and Kubo built from
-# its Go module. Root, Debian 12. What is there already is not installed again.
+# install.sh - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo,
+# buildah, umoci and docker-registry, newer clients from later Debian releases (each in a folder of its own), two
+# Python clients, and Kubo built from its Go module. Root, Debian 12. What is there already is not installed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 
 export DEBIAN_FRONTEND=noninteractive
-packages="containerd runc docker-registry docker.io skopeo podman netavark busybox-static debootstrap python3 wrk curl jq"
+packages="containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   # No service is started by its package: the scenes start their own.
@@ -30,5 +30,14 @@ fi
 
 for suite in $NEWER_SUITES; do chroot_install "$suite"; done
 
+python_clients="oras==0.2.43 python-dxf==12.1.1"
+if [ "$(cat "$PYTHON_TOOLS/installed" 2>/dev/null || true)" != "$python_clients" ]; then
+  python3 -m venv --clear "$PYTHON_TOOLS"
+  # shellcheck disable=SC2086
+  "$PYTHON_TOOLS/bin/pip" install -q $python_clients
+  echo "$python_clients" >"$PYTHON_TOOLS/installed"
+fi
+
 containerd --version; dockerd --version; podman --version; skopeo --version; docker-registry --version; "$KUBO" version
+buildah --version; umoci --version; echo "$python_clients"
 for suite in $NEWER_SUITES; do in_chroot "$suite" containerd --version; done

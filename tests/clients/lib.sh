@@ -3,7 +3,8 @@
 
 TOOLS=${SHOAL_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/shoal-tests}
 KUBO=$TOOLS/ipfs
-NEWER_SUITES=${NEWER_SUITES-"trixie forky"}     # containerd 1.7 and 2.1
+PYTHON_TOOLS=$TOOLS/python
+NEWER_SUITES=${NEWER_SUITES-"trixie forky"}     # Debian 13 and testing: containerd 1.7 and 2.1, and newer clients
 CLIENTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(cd "$CLIENTS/../.." && pwd)
 SHOAL=${SHOAL:-$REPO/target/release/shoal}

@@ -121,21 +121,38 @@ kubo() { IPFS_PATH=$W/$1/repo IPFS_TELEMETRY=off "$KUBO" "${@:2}"; }
 
 # --- newer releases of the clients, each a Debian tree in a folder ---
 
+chroot_packages() {
+  case $1 in
+    trixie) echo containerd runc podman skopeo oras ;;
+    forky) echo containerd runc docker.io docker-cli crane ;;
+  esac
+}
+
+# chroot_install SUITE - the tree of a release, made if it is not there, and its packages as far as they are missing.
 chroot_install() {
+  local suite=$1 dir=$TOOLS/$1 missing
+  [ -e "$dir/.ready" ] || chroot_make "$suite" || { tail -5 "$dir.log" >&2; return 1; }
+  # shellcheck disable=SC2046
+  missing=$(in_chroot "$suite" sh -c 'for p; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done' - $(chroot_packages "$suite"))
+  [ -n "$missing" ] || return 0
+  # shellcheck disable=SC2086
+  in_chroot "$suite" sh -c 'apt-get update -qq &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"' - $missing >>"$dir.log" 2>&1 ||
+    { tail -5 "$dir.log" >&2; return 1; }
+}
+
+chroot_make() {
   local suite=$1 dir=$TOOLS/$1 mirror script=
-  [ ! -e "$dir/.ready" ] || return 0
   rm -rf "$dir"; mkdir -p "$TOOLS"
   mirror=$(awk '/^URIs:|^deb /{for (i=2;i<=NF;i++) if ($i ~ /^http.*\/debian\/?$/) {print $i; exit}}' \
     /etc/apt/sources.list.d/*.sources /etc/apt/sources.list 2>/dev/null | head -1)
   [ -e "/usr/share/debootstrap/scripts/$suite" ] || script=/usr/share/debootstrap/scripts/sid
   # shellcheck disable=SC2086
   debootstrap --variant=minbase --keyring=/usr/share/keyrings/debian-archive-keyring.gpg --include=ca-certificates \
-    "$suite" "$dir" "$mirror" $script >"$dir.log" 2>&1 || { tail -5 "$dir.log" >&2; return 1; }
+    "$suite" "$dir" "$mirror" $script >"$dir.log" 2>&1 || return 1
   cp /etc/apt/apt.conf.d/99* "$dir/etc/apt/apt.conf.d/" 2>/dev/null || true
+  # No service of a package is started.
   printf '#!/bin/sh\nexit 101\n' >"$dir/usr/sbin/policy-rc.d"; chmod +x "$dir/usr/sbin/policy-rc.d"
-  in_chroot "$suite" sh -c 'apt-get update -qq &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends containerd runc' >>"$dir.log" 2>&1 ||
-    { tail -5 "$dir.log" >&2; return 1; }
   touch "$dir/.ready"
 }
 
