@@ -163,7 +163,7 @@ in_chroot() {
   local exec_in='
     dir=$1; shift
     mount --make-rprivate /
-    mount --bind "$dir" "$dir"
+    mount --rbind "$dir" "$dir"
     mount -t proc proc "$dir/proc"
     mount --rbind /sys "$dir/sys"
     mount --rbind /dev "$dir/dev"
