@@ -10,7 +10,7 @@ scene "11: the table of clients"
 [ "$NEWER_SUITES" = "trixie forky" ] || fail "the table needs the clients of Debian 13 and of testing"
 memories=(/var/lib/containers/cache "$TOOLS/trixie/var/lib/containers/cache")
 for memory in "${memories[@]}"; do mkdir -p "$memory"; mount -t tmpfs none "$memory"; done
-export DOCKER_CONFIG=$W/docker-client
+export TMPDIR=$W DOCKER_CONFIG=$W/docker-client
 mkdir "$DOCKER_CONFIG"; echo '{}' >"$DOCKER_CONFIG/config.json"
 
 shoal_config a "" ""; shoal_start a
@@ -73,8 +73,8 @@ SUITE=trixie row skopeo skopeo-trixie "skopeo VERSION" skopeo --version
 SUITE="" row umoci umoci "umoci VERSION, by skopeo" umoci --version
 SUITE=trixie row oras oras "oras VERSION" oras version
 SUITE=forky row crane crane "crane VERSION (testing)" dpkg-query -W crane
-SUITE="" row python_oras python-oras "oras VERSION of PyPI" "$PYTHON_TOOLS/bin/pip" show oras
-SUITE="" row dxf dxf "python-dxf VERSION of PyPI" "$PYTHON_TOOLS/bin/pip" show python-dxf
+SUITE="" row python_oras python-oras "PyPI oras VERSION" "$PYTHON_TOOLS/bin/pip" show oras
+SUITE="" row dxf dxf "PyPI python-dxf VERSION" "$PYTHON_TOOLS/bin/pip" show python-dxf
 
 # Testing's versions move, and a reason may be worded anew.
 comparable() { sed -E 's/ [0-9.]+ \(testing\)/ (testing)/; s/no: [^|]*/no /g'; }

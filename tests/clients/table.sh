@@ -31,10 +31,13 @@ is_list() {
 # is_layout FOLDER DIGEST - an OCI layout whose only tag, if it has any, is DIGEST.
 is_layout() { same "$(jq -r '.manifests[0].digest' "$1/index.json")" "$2" "the layout"; }
 is_gone() {
-  same "$(curl -s -o /dev/null -w '%{http_code}' -H 'Accept: */*' "http://${1%%/*}/v2/$(cut -d/ -f2- <<<"${1%:*}")/manifests/${1##*:}")" \
-    404 "the answer for $1"
+  local repository=${1#*/}
+  same "$(curl -s -o "$DIR/gone" -w '%{http_code}' "http://${1%%/*}/v2/${repository%:*}/manifests/${1##*:}")" 404 "the answer for $1"
 }
-has_resumed() { grep -q '^cut ' "$DIR/proxy"; grep -q '^resumed ' "$DIR/proxy" || fail "the rest was not asked for"; }
+has_resumed() {
+  grep -q '^cut ' "$DIR/proxy" || fail "nothing was cut"
+  grep -q '^resumed ' "$DIR/proxy" || fail "the rest was not asked for"
+}
 
 # --- containerd ---
 
@@ -135,7 +138,10 @@ podman_multi() {
   podman_ manifest push --all --tls-verify=false list "docker://$MINE:multi"
   is_list "$MINE:multi"
 }
-podman_resume() { podman_ pull -q --tls-verify=false "$PROXY/library/app:large"; podman_has "$PROXY/library/app:large" "$large"; has_resumed; }
+podman_resume() {
+  podman_ pull -q --tls-verify=false "$PROXY/library/app:large"
+  podman_has "$PROXY/library/app:large" "$large"; has_resumed
+}
 
 buildah_() { timeout 60 buildah --root "$DIR/store" --runroot "$DIR/run" --storage-driver vfs "$@"; }
 buildah_has() { same "$(buildah_ inspect --type image --format '{{.FromImageDigest}}' "$1")" "$2" "$1 in buildah"; }
@@ -170,7 +176,10 @@ skopeo_multi() {
   is_list "$MINE:multi"; same "$(digest_of "$MINE:multi")" "$multi" "what was pushed"
 }
 skopeo_delete() { of_suite skopeo delete --tls-verify=false "docker://$MINE:own"; is_gone "$MINE:own"; }
-skopeo_resume() { skopeo_copy "docker://$PROXY/library/app:large" "oci:$DIR/large:l"; is_layout "$DIR/large" "$large"; has_resumed; }
+skopeo_resume() {
+  skopeo_copy "docker://$PROXY/library/app:large" "oci:$DIR/large:1"
+  is_layout "$DIR/large" "$large"; has_resumed
+}
 
 # --- umoci: its manifests have no mediaType ---
 
