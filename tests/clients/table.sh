@@ -4,8 +4,8 @@
 # of its own; OWN, an image nobody has yet, as a layout; own, its digest; MINE, a repository of its own to push to;
 # PROXY, a registry that cuts a blob.
 
-# of_suite COMMAND... - COMMAND of the row's release.
-of_suite() { if [ -n "$SUITE" ]; then in_chroot "$SUITE" "$@"; else "$@"; fi; }
+# of_suite COMMAND... - COMMAND of the row's release. With IN_CHROOT=exec the shell becomes the command.
+of_suite() { if [ -n "$SUITE" ]; then in_chroot "$SUITE" "$@"; else ${IN_CHROOT:-} "$@"; fi; }
 
 # own_archive - the row's own image as $DIR/own.tar, named as it is to be pushed.
 own_archive() { skopeo copy -q "oci:$OWN:own" "oci-archive:$DIR/own.tar:$MINE:own"; }
@@ -44,8 +44,7 @@ has_resumed() {
 containerd_start() {
   printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\n[grpc]\naddress = "%s/sock"\n[ttrpc]\naddress = "%s/ttrpc"\n' \
     "$DIR" "$DIR" "$DIR" "$DIR" >"$DIR/config.toml"
-  (IN_CHROOT=exec; [ -n "$SUITE" ] || exec containerd --config "$DIR/config.toml" --log-level warn
-    of_suite containerd --config "$DIR/config.toml" --log-level warn) >"$DIR/log" 2>&1 & PIDS+=("$!")
+  IN_CHROOT=exec of_suite containerd --config "$DIR/config.toml" --log-level warn >"$DIR/log" 2>&1 & PIDS+=("$!")
   wait_for 20 "containerd starts" ctr_ version
 }
 ctr_() { of_suite timeout 60 ctr -a "$DIR/sock" "$@"; }
@@ -73,9 +72,9 @@ containerd_resume() {
 docker_start() { docker_start_with '{"features": {"containerd-snapshotter": false}}'; }
 docker_start_with() {
   echo "$1" >"$DIR/daemon.json"
-  local dockerd=(dockerd --config-file "$DIR/daemon.json" --data-root "$DIR/data" --exec-root "$DIR/exec" -p "$DIR/pid"
-    -H "unix://$DIR/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false)
-  (IN_CHROOT=exec; [ -n "$SUITE" ] || exec "${dockerd[@]}"; of_suite "${dockerd[@]}") >"$DIR/log" 2>&1 & PIDS+=("$!")
+  IN_CHROOT=exec of_suite dockerd --config-file "$DIR/daemon.json" --data-root "$DIR/data" --exec-root "$DIR/exec" \
+    -p "$DIR/pid" -H "unix://$DIR/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
+    >"$DIR/log" 2>&1 & PIDS+=("$!")
   wait_for 30 "the Docker engine starts" docker_ info
 }
 docker_() { of_suite timeout 60 docker -H "unix://$DIR/sock" "$@"; }
