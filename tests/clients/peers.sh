@@ -124,7 +124,7 @@ kubo() { IPFS_PATH=$W/$1/repo IPFS_TELEMETRY=off "$KUBO" "${@:2}"; }
 chroot_packages() {
   case $1 in
     trixie) echo containerd runc podman skopeo oras ;;
-    forky) echo containerd runc docker.io docker-cli crane ;;
+    forky) echo containerd runc docker.io docker-cli crane cosign notation ;;
   esac
 }
 
