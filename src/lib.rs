@@ -27,7 +27,7 @@
 //!
 //! `config`, `tasks` and `metrics` are open to all but the pure parts. `tests/architecture.rs` holds the code to this table.
 //!
-//! # Four flows
+//! # Five flows
 //!
 //! *A pull, found at a readonly root.* [`http`] reads a route and asks [`mirror::Mirror::manifest`]; the sources are asked
 //! in order, the own root first; for a readonly root the path of distribution's layout is walked by [`dag::Tree`], each
@@ -43,6 +43,10 @@
 //!
 //! *A moved name.* A record arrives, by a peer's put or by asking; signature and expiry are checked, and it must be newer.
 //! Its root is served once its changed directories are here; until then, and if they cannot be had, the old one is.
+//!
+//! *Space that comes back.* A delete takes links from the own tree. A round of `mirror/gc.rs` takes those that no manifest
+//! needs and no client relies on, marks what lies below every root in use, below uploads and below what is being read,
+//! and sweeps the rest out of [`store`]; whatever is put or read meanwhile stays.
 //!
 //! # What holds everywhere, and what is absent
 //!

@@ -30,7 +30,7 @@ fn live_bytes(daemon: &Daemon) -> u64 {
     ask(daemon, "status")["store"]["live_bytes"].as_u64().unwrap()
 }
 
-/// Collects until no more than so many bytes are live. The root that was last signed is kept until the next is.
+/// Collects until no more than so many bytes are live: what is being read or committed is let be.
 async fn collects_to(daemon: &Daemon, live_bytes_max: u64) {
     let begun = Instant::now();
     loop {

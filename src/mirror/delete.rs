@@ -68,6 +68,7 @@ impl Inner {
         }
         let named = parsed.iter().flat_map(|parsed| parsed.blobs.iter().chain(&parsed.manifests));
         named.map(|named| named.digest).chain([*digest]).for_each(|digest| self.leases.release(&digest));
+        self.collector.note_deletion();
         Ok(())
     }
 
@@ -116,6 +117,7 @@ impl Inner {
         changes.remove(layout::directory_of(&link));
         own.commits.apply(changes).await?;
         self.leases.release(digest);
+        self.collector.note_deletion();
         Ok(true)
     }
 

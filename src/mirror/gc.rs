@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cid::Cid;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::commit::Changes;
+use super::roots::Follow;
 use super::{Inner, MirrorError, Own, chain, layout, listing};
 use crate::dag::{DagError, Marks};
 use crate::ipld::Multihash;
@@ -23,7 +24,7 @@ use crate::store::{Blockstore, DigestIndex, HashedSet, StoreError, Sweep, off_th
 
 /// How often it is looked at whether a round is due.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// A round is due when the store has grown by this much, or by a quarter.
+/// A round is due when the store has grown by this much, and by an eighth.
 const GROWTH_BYTES_MIN: u64 = 128 << 20;
 /// Names read at a time.
 const PAGE: usize = 10_000;
@@ -48,12 +49,18 @@ type Request = oneshot::Sender<Result<Collected, String>>;
 #[derive(Clone)]
 pub(super) struct Collector {
     requests: mpsc::Sender<Request>,
+    deleted: Arc<Notify>,
 }
 
 impl Collector {
     pub(super) fn channel() -> (Self, mpsc::Receiver<Request>) {
         let (requests, inbox) = mpsc::channel(REQUESTS_QUEUED_MAX);
-        (Self { requests }, inbox)
+        (Self { requests, deleted: Arc::default() }, inbox)
+    }
+
+    /// Something was deleted: a round may be due at once.
+    pub(super) fn note_deletion(&self) {
+        self.deleted.notify_one();
     }
 
     /// Runs a round, or waits for its turn. The round goes on if the future is dropped.
@@ -74,12 +81,14 @@ pub(super) async fn run(
 ) {
     let mut check = tokio::time::interval(CHECK_INTERVAL);
     check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let deleted = mirror.collector.deleted.clone();
     let live = |mirror: &Inner| mirror.tree.blocks().store().stats().live_bytes;
     let mut live_after = live(&mirror);
     loop {
         let asked = tokio::select! {
             () = stop.cancelled() => return,
             _ = check.tick() => None,
+            () = deleted.notified() => None,
             request = requests.recv() => match request {
                 Some(request) => Some(request),
                 None => return,
@@ -120,7 +129,7 @@ async fn round(
         }
     }
     let Some(sweep) = mirror.begin_sweep().await? else { return Ok(collected) };
-    let roots = mirror.roots_in_use().await?;
+    let roots = mirror.roots_in_use();
     let (blocks, index, stop) = (mirror.tree.blocks().clone(), index.clone(), stop.clone());
     let swept = off_thread(move || {
         let mut marks = Marks::default();
@@ -177,17 +186,12 @@ impl Inner {
         }
     }
 
-    /// What lies below these is needed. The root that was last signed is what others read until the next is out.
-    async fn roots_in_use(&self) -> Result<Vec<Cid>, MirrorError> {
-        let mut roots = self.tree.blocks().kept();
-        roots.extend(self.follows.iter().flat_map(super::roots::Follow::roots_at_hand));
-        if let Some(own) = &self.own {
-            roots.push(own.commits.root());
-            let (state, name) = (self.state.clone(), own.publisher.status().name);
-            let record = off_thread(move || state.own_record(&name)).await?;
-            roots.extend(record.map(|record| record.root));
-        }
-        Ok(roots)
+    /// What lies below these is needed. A root of ours that others still read while its successor is on its way to them
+    /// is not: they go on with what they have, and take the next.
+    fn roots_in_use(&self) -> Vec<Cid> {
+        let own = self.own.iter().map(|own| own.commits.root());
+        let followed = self.follows.iter().flat_map(Follow::roots_at_hand);
+        own.chain(followed).chain(self.tree.blocks().kept()).collect()
     }
 
     /// Takes the links away that no manifest of the own tree needs; returns how many.

@@ -171,6 +171,17 @@ impl Inner {
         .await
     }
 
+    /// A blob of any repository: by its data, which a repository shares with all others of its root.
+    pub(super) async fn blob_anywhere(&self, digest: &Digest) -> Result<Option<(Blob, Origin)>, MirrorError> {
+        self.first(|root| async move {
+            match self.tree.lookup(&root, &layout::blob_data(digest)).await? {
+                Some(data) => self.blob_at(*digest, data, root).await.map(Some),
+                None => Ok(None),
+            }
+        })
+        .await
+    }
+
     async fn blob_at(&self, digest: Digest, data: Entry, root: Cid) -> Result<Blob, MirrorError> {
         let known = self.proven.get(&digest).await?.filter(|known| known.cid == data.cid);
         let size_bytes = match known {

@@ -35,7 +35,7 @@ use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
-use crate::store::{IndexEntry, State, Store, StoreError};
+use crate::store::{IndexEntry, Store, StoreError};
 use crate::tasks::Tasks;
 
 use commit::Commits;
@@ -216,7 +216,6 @@ pub struct Mirror(Arc<Inner>);
 
 struct Inner {
     tree: Tree,
-    state: State,
     leases: Arc<Leases>,
     collector: Collector,
     own: Option<Own>,
@@ -287,7 +286,6 @@ impl Mirror {
         let (collector, requests) = Collector::channel();
         let inner = Arc::new(Inner {
             tree,
-            state: state.clone(),
             leases,
             collector,
             own,

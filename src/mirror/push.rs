@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use super::commit::Changes;
 use super::upload::Received;
 use super::verify::StreamHasher;
-use super::{Blob, Inner, MirrorError, Own, layout};
+use super::{Blob, Inner, MirrorError, Origin, Own, layout};
 use crate::dag::file::Expected;
 use crate::dag::file::FileRoot;
 use crate::dag::{Entry, file};
@@ -100,45 +100,33 @@ impl Inner {
         let own = self.own().await?;
         self.leases.touch(digest, Instant::now());
         let mut changes = Changes::default();
-        let entry = match from {
-            Some(from) => match self.blob(from, digest).await? {
-                Some((blob, _)) => self.keep(&mut changes, &blob).await?,
-                None => return Ok(false),
-            },
-            // Without a source only what this daemon itself was given is found: by the data, whoever's it is.
-            None => match self.own_blob(&mut changes, &own.commits.root(), digest).await? {
-                Some(entry) => entry,
-                None => return Ok(false),
-            },
+        let found = match from {
+            Some(from) => self.blob(from, digest).await?,
+            None => self.blob_anywhere(digest).await?,
         };
+        let Some((blob, origin)) = found else { return Ok(false) };
+        let entry = self.keep(&mut changes, &blob, origin).await?;
         self.add_blob(&mut changes, repo, digest, &entry);
         own.commits.apply(changes).await?;
         Ok(true)
     }
 
     /// Sees to it that the whole of a blob is here, has its digest, and stays until `changes` are made: what is
-    /// acknowledged must not depend on others.
-    async fn keep(&self, changes: &mut Changes, blob: &Blob) -> Result<IndexEntry, MirrorError> {
+    /// acknowledged must not depend on others. What the own root has is so already.
+    async fn keep(
+        &self,
+        changes: &mut Changes,
+        blob: &Blob,
+        origin: Origin,
+    ) -> Result<IndexEntry, MirrorError> {
         let keep = self.tree.blocks().keep();
         keep.add(blob.entry.cid);
         changes.hold(keep);
-        let mut bytes = self.read(blob, 0..blob.size_bytes);
-        while bytes.try_next().await?.is_some() {}
+        if origin != Origin::Own {
+            let mut bytes = self.read(blob, 0..blob.size_bytes);
+            while bytes.try_next().await?.is_some() {}
+        }
         Ok(blob.entry)
-    }
-
-    async fn own_blob(
-        &self,
-        changes: &mut Changes,
-        root: &Cid,
-        digest: &Digest,
-    ) -> Result<Option<IndexEntry>, MirrorError> {
-        let Some(data) = self.tree.lookup(root, &layout::blob_data(digest)).await? else { return Ok(None) };
-        let keep = self.tree.blocks().keep();
-        keep.add(data.cid);
-        changes.hold(keep);
-        let size_bytes = file::file_size(self.tree.blocks(), &data.cid, root).await?;
-        Ok(Some(IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize }))
     }
 
     pub(super) async fn put_manifest(
@@ -217,8 +205,8 @@ impl Inner {
                 continue;
             }
             match self.blob(repo, &digest).await? {
-                Some((blob, _)) => {
-                    let entry = self.keep(changes, &blob).await?;
+                Some((blob, origin)) => {
+                    let entry = self.keep(changes, &blob, origin).await?;
                     self.add_blob(changes, repo, &digest, &entry);
                     if is_manifest {
                         changes.write(layout::revision_link(repo, &digest), layout::link_content(&digest));

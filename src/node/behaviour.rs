@@ -8,7 +8,10 @@ use libp2p::identity::Keypair;
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::kad::{self, StoreInserts};
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{PeerId, StreamProtocol, Swarm, SwarmBuilder, identify, noise, ping, tcp, tls, yamux};
+use libp2p::{
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, identify, memory_connection_limits, noise, ping, tcp, tls,
+    yamux,
+};
 
 use super::routing::Dht;
 use super::{NodeConfig, NodeError, providers, streams};
@@ -25,12 +28,15 @@ const PARALLELISM: NonZeroUsize = NonZeroUsize::new(10).expect("ten is not zero"
 const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A connection without streams is closed after this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// With more memory in use than this the node takes and makes no further connections. Far above what transfers need.
+const MEMORY_BYTES_MAX: usize = 768 << 20;
 const CONNECTIONS_PER_PEER_MAX: u32 = 8;
 const PENDING_MAX: u32 = 256;
 
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
+    pub(super) memory: memory_connection_limits::Behaviour,
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) wan: kad::Behaviour<MemoryStore>,
@@ -63,6 +69,7 @@ pub(super) fn build(
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
+        memory: memory_connection_limits::Behaviour::with_max_bytes(MEMORY_BYTES_MAX),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
         wan: kademlia(peer_id, Dht::Wan),

@@ -4,5 +4,5 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"; offline "$@"
 scene "7: kill -9, ${KILLS:=100} times"
-shoal_config a "" ""
-LOG_LEVEL=warn python3 "$CLIENTS/kill.py" "$SHOAL" "$W/a/config.yaml" "$KILLS"
+LOG_LEVEL=warn shoal_config a "" ""
+python3 "$CLIENTS/kill.py" "$SHOAL" "$W/a/config.yaml" "$KILLS"

@@ -28,6 +28,17 @@ if [ "$("$KUBO" version --number 2>/dev/null || true)" != "${kubo_version#v}" ];
   mv -f "$KUBO.new" "$KUBO"
 fi
 
+conformance_version=v0.0.0-20260831232431-97274622c111
+if [ "$(go version -m "$CONFORMANCE" 2>/dev/null | awk '$2 ~ /distribution-spec\/conformance$/ {print $3}')" != "$conformance_version" ]; then
+  mkdir -p "$TOOLS"
+  module=$(mktemp -d)
+  (cd "$module" && go mod init conformance.local 2>/dev/null &&
+    go get -tool "github.com/opencontainers/distribution-spec/conformance@$conformance_version" 2>/dev/null &&
+    CGO_ENABLED=0 go build -o "$CONFORMANCE.new" github.com/opencontainers/distribution-spec/conformance)
+  rm -rf "$module"
+  mv -f "$CONFORMANCE.new" "$CONFORMANCE"
+fi
+
 for suite in $NEWER_SUITES; do chroot_install "$suite"; done
 
 python_clients="oras==0.2.43 python-dxf==12.1.1"

@@ -3,7 +3,7 @@
 use reqwest::{Response, StatusCode};
 use shoal::oci::{Algorithm, Digest};
 
-use super::common::{Daemon, daemon, random_bytes};
+use super::common::{Daemon, Image, daemon, random_bytes};
 use super::{header, refused};
 
 async fn mount(daemon: &Daemon, repo: &str, query: &str) -> Response {
@@ -55,4 +55,26 @@ async fn what_cannot_be_mounted_is_uploaded_instead() {
     assert_eq!(daemon.get(&format!("team/app/blobs/{digest}")).await.status(), StatusCode::NOT_FOUND);
     refused(mount(&daemon, "team/app", "mount=sha256:zz&from=library/multi").await, 400, "DIGEST_INVALID")
         .await;
+}
+
+#[tokio::test]
+async fn what_a_readonly_root_has_can_be_mounted_and_stays_without_its_author() {
+    let publisher = daemon().start();
+    let image = Image::small(9);
+    publisher.push("library/theirs", "1", &image).await;
+    let reader = daemon().knows(&publisher).reads(&publisher.ipns).start();
+    reader.serves("library/theirs", "1", &image).await;
+    for (repo, query) in [("team/named", "&from=library/theirs"), ("team/found", "")] {
+        for blob in &image.blobs {
+            let query = format!("mount={}{query}", Digest::sha256(blob));
+            assert_eq!(mount(&reader, repo, &query).await.status(), StatusCode::CREATED, "{query}");
+        }
+        assert_eq!(reader.put_manifest(repo, "1", &image.manifest).await.status(), StatusCode::CREATED);
+    }
+    publisher.kill();
+    for repo in ["team/named", "team/found"] {
+        assert_eq!(reader.pull(repo, "1").await.unwrap(), image);
+        let manifest = reader.get(&format!("{repo}/manifests/1")).await;
+        assert_eq!(header(&manifest, "x-shoal-source"), Some("own"));
+    }
 }
