@@ -26,6 +26,28 @@ impl Marks {
         roots: impl IntoIterator<Item = Cid>,
         stop: &CancellationToken,
     ) -> Result<(), DagError> {
+        self.walk(sweep, roots, |_| true, stop)
+    }
+
+    /// Marks what is below `roots`, but for what has a name that `is_content` says yes to, and all below that. Comes
+    /// after all calls of [`Marks::mark`]: what was passed over once is not looked at again.
+    pub fn mark_without(
+        &mut self,
+        sweep: &Sweep,
+        roots: impl IntoIterator<Item = Cid>,
+        is_content: impl Fn(&str) -> bool,
+        stop: &CancellationToken,
+    ) -> Result<(), DagError> {
+        self.walk(sweep, roots, |name| !is_content(name), stop)
+    }
+
+    fn walk(
+        &mut self,
+        sweep: &Sweep,
+        roots: impl IntoIterator<Item = Cid>,
+        goes_down: impl Fn(&str) -> bool,
+        stop: &CancellationToken,
+    ) -> Result<(), DagError> {
         let mut waiting: Vec<Cid> = roots.into_iter().collect();
         while let Some(cid) = waiting.pop() {
             if cid.hash().code() == IDENTITY {
@@ -41,7 +63,8 @@ impl Marks {
             let Some(bytes) = sweep.peek(cid.hash())? else { continue };
             // What is no node has nothing below it.
             if let Ok(node) = Node::decode(&Block::from_store(cid, bytes)) {
-                waiting.extend(node.links.into_iter().map(|link| link.cid));
+                let below = node.links.into_iter().filter(|link| goes_down(&link.name));
+                waiting.extend(below.map(|link| link.cid));
             }
         }
         Ok(())

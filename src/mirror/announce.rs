@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cid::Cid;
 use tokio_util::sync::CancellationToken;
 
+use super::commit::Commits;
 use super::{chain, layout};
 use crate::dag::{DagError, Tree};
 use crate::ipfs::Ipfs;
@@ -15,29 +16,33 @@ const BLOBS_MAX: usize = 65_536;
 /// Names read, and roots handed over, at a time.
 const PAGE: usize = 256;
 
-pub(super) async fn announce_tree(tree: Tree, ipfs: Arc<dyn Ipfs>, root: Cid, stop: CancellationToken) {
-    let walk = walk(&tree, &ipfs, &root);
-    match stop.run_until_cancelled(walk).await {
-        Some(Ok(count)) => tracing::debug!(%root, blobs = count, "own tree announced"),
-        Some(Err(error)) => tracing::warn!(%root, error = %chain(&error), "own tree not announced whole"),
+pub(super) async fn announce_tree(
+    tree: Tree,
+    ipfs: Arc<dyn Ipfs>,
+    commits: Commits,
+    stop: CancellationToken,
+) {
+    match stop.run_until_cancelled(walk(&tree, &ipfs, &commits)).await {
+        Some(Ok(count)) => tracing::debug!(blobs = count, "own tree announced"),
+        Some(Err(error)) => tracing::warn!(error = %chain(&error), "own tree not announced whole"),
         None => (),
     }
 }
 
-async fn walk(tree: &Tree, ipfs: &Arc<dyn Ipfs>, root: &Cid) -> Result<usize, DagError> {
-    ipfs.provide(std::slice::from_ref(root)).await?;
+/// Each part is read below the root that is in force by then: what an older one has may be gone.
+async fn walk(tree: &Tree, ipfs: &Arc<dyn Ipfs>, commits: &Commits) -> Result<usize, DagError> {
+    ipfs.provide(&[commits.root()]).await?;
     let mut count = 0;
-    for algorithm in names(tree, root, layout::BLOBS).await? {
+    for algorithm in names(tree, &commits.root(), layout::BLOBS).await? {
         let algorithm = format!("{}/{algorithm}", layout::BLOBS);
-        for prefix in names(tree, root, &algorithm).await? {
+        for prefix in names(tree, &commits.root(), &algorithm).await? {
             let prefix = format!("{algorithm}/{prefix}");
             let mut after = None;
-            while let Some(page) = tree.list(root, &prefix, after.as_deref(), PAGE).await? {
+            while let Some(page) = tree.list(&commits.root(), &prefix, after.as_deref(), PAGE).await? {
                 let mut roots = Vec::with_capacity(page.names.len());
                 for name in &page.names {
-                    roots.extend(
-                        tree.lookup(root, &format!("{prefix}/{name}/data")).await?.map(|data| data.cid),
-                    );
+                    let data = tree.lookup(&commits.root(), &format!("{prefix}/{name}/data")).await?;
+                    roots.extend(data.map(|data| data.cid));
                 }
                 count += roots.len();
                 ipfs.provide(&roots).await?;

@@ -1,8 +1,9 @@
 //! The one writer of the own root. Edits come in from pushes, are grouped, and are answered when the new root is on
 //! disk: blocks first, then the root that needs them.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cid::Cid;
@@ -100,6 +101,33 @@ const ROOTS_ANNOUNCED_MAX: usize = 65_536;
 type Upon = Option<Cid>;
 type Reply = oneshot::Sender<Result<Upon, MirrorError>>;
 
+/// How long a root that was replaced may still be read by who looked something up when it was in force.
+const READ_FOR: Duration = Duration::from_secs(20);
+/// Replaced roots that are remembered for it.
+const REPLACED_MAX: usize = 8192;
+
+/// Roots that were in force a short while ago, and when each was replaced.
+#[derive(Default)]
+struct Replaced(Mutex<VecDeque<(Instant, Cid)>>);
+
+impl Replaced {
+    fn add(&self, root: Cid) {
+        let mut roots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if roots.len() >= REPLACED_MAX {
+            roots.pop_front();
+        }
+        roots.push_back((Instant::now(), root));
+    }
+
+    fn roots(&self) -> Vec<Cid> {
+        let mut roots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while roots.front().is_some_and(|(at, _)| at.elapsed() > READ_FOR) {
+            roots.pop_front();
+        }
+        roots.iter().map(|(_, root)| *root).collect()
+    }
+}
+
 enum Request {
     Apply {
         changes: Changes,
@@ -119,6 +147,7 @@ enum Request {
 pub(super) struct Commits {
     requests: mpsc::Sender<Request>,
     committed: watch::Sender<Committed>,
+    replaced: Arc<Replaced>,
 }
 
 impl Commits {
@@ -133,9 +162,11 @@ impl Commits {
     ) -> Self {
         let (requests, inbox) = mpsc::channel(COMMITS_QUEUED_MAX);
         let committed = watch::Sender::new(Committed { root, fresh: Vec::new() });
-        let writer = Writer { tree, state, leases, name, committed: committed.clone() };
+        let replaced = Arc::<Replaced>::default();
+        let writer =
+            Writer { tree, state, leases, name, committed: committed.clone(), replaced: replaced.clone() };
         tasks.spawn("commit", |stop| writer.run(inbox, stop));
-        Self { requests, committed }
+        Self { requests, committed, replaced }
     }
 
     /// Applies `changes` and returns when they are on disk. Dropping the future does not undo them.
@@ -168,6 +199,11 @@ impl Commits {
         self.committed.borrow().root
     }
 
+    /// The roots that were replaced a short while ago: who looked something up may still read below them.
+    pub(super) fn replaced_roots(&self) -> Vec<Cid> {
+        self.replaced.roots()
+    }
+
     /// Tells of every new root.
     pub(super) fn watch(&self) -> watch::Receiver<Committed> {
         self.committed.subscribe()
@@ -190,6 +226,7 @@ struct Writer {
     leases: Arc<Leases>,
     name: IpnsName,
     committed: watch::Sender<Committed>,
+    replaced: Arc<Replaced>,
 }
 
 impl Writer {
@@ -256,6 +293,7 @@ impl Writer {
         self.tree.blocks().fetch(Want { cid: root, root }).await?;
         self.tree.blocks().flush().await?;
         self.set(root).await?;
+        self.replaced.add(expected);
         self.committed.send_modify(|committed| committed.root = root);
         Ok(())
     }
@@ -273,6 +311,7 @@ impl Writer {
         blocks.flush().await?;
         if root != before {
             self.set(root).await?;
+            self.replaced.add(before);
         }
         self.committed.send_if_modified(|committed| {
             let room = ROOTS_ANNOUNCED_MAX.saturating_sub(committed.fresh.len());

@@ -129,11 +129,14 @@ async fn round(
         }
     }
     let Some(sweep) = mirror.begin_sweep().await? else { return Ok(collected) };
-    let roots = mirror.roots_in_use();
+    let (roots, replaced) = mirror.roots_in_use();
     let (blocks, index, stop) = (mirror.tree.blocks().clone(), index.clone(), stop.clone());
     let swept = off_thread(move || {
         let mut marks = Marks::default();
-        if marks.mark(&sweep, roots, &stop).is_err() {
+        let marked = marks
+            .mark(&sweep, roots, &stop)
+            .and_then(|()| marks.mark_without(&sweep, replaced, layout::is_content, &stop));
+        if marked.is_err() {
             return Ok(None);
         }
         let mut freed = (0, 0);
@@ -188,10 +191,13 @@ impl Inner {
 
     /// What lies below these is needed. A root of ours that others still read while its successor is on its way to them
     /// is not: they go on with what they have, and take the next.
-    fn roots_in_use(&self) -> Vec<Cid> {
+    /// Of those that were replaced a moment ago, and are given apart, directories and links are: a look-up may be on its
+    /// way through them.
+    fn roots_in_use(&self) -> (Vec<Cid>, Vec<Cid>) {
+        let replaced = self.own.iter().flat_map(|own| own.commits.replaced_roots()).collect();
         let own = self.own.iter().map(|own| own.commits.root());
         let followed = self.follows.iter().flat_map(Follow::roots_at_hand);
-        own.chain(followed).chain(self.tree.blocks().kept()).collect()
+        (own.chain(followed).chain(self.tree.blocks().kept()).collect(), replaced)
     }
 
     /// Takes the links away that no manifest of the own tree needs; returns how many.

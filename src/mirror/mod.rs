@@ -181,8 +181,8 @@ impl Mirror {
                 let commits =
                     Commits::start(tasks, tree.clone(), state.clone(), leases.clone(), signer.name(), root);
                 let told = updates.subscribe();
-                let (announced, network) = (tree.clone(), ipfs.clone());
-                tasks.spawn("announce", |stop| announce::announce_tree(announced, network, root, stop));
+                let (announced, network, writer) = (tree.clone(), ipfs.clone(), commits.clone());
+                tasks.spawn("announce", |stop| announce::announce_tree(announced, network, writer, stop));
                 let publisher = Publisher::start(
                     tasks,
                     ipfs.clone(),

@@ -23,6 +23,11 @@ pub fn blob_data(digest: &Digest) -> String {
     format!("{BLOBS}/{}/{}/{hex}/data", digest.algorithm().as_str(), &hex[..2])
 }
 
+/// Whether an entry of this name is the bytes of a blob or manifest, and not a directory or a link to one.
+pub fn is_content(name: &str) -> bool {
+    name == "data"
+}
+
 /// Says that a repository has a blob.
 pub fn layer_link(repo: &RepoName, digest: &Digest) -> String {
     format!("{REPOSITORIES}/{repo}/_layers/{}/{}/link", digest.algorithm().as_str(), digest.hex())

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""kill.py SHOAL CONFIG TIMES - pushes to a daemon, kills it at random moments, and checks after each start that it was
-ready within 2 s and that every tag is whole: those that were acknowledged, and any other that is listed.
+"""kill.py SHOAL CONFIG TIMES - pushes to a daemon, deletes some of it and has the space freed all the while, kills it at
+random moments, and checks after each start that it was ready within 2 s and that every tag is whole: those that were
+acknowledged and not deleted, and any other that is listed.
 
 What a crash could lose is what was written last, so each round checks the tags of that round and a sample of the
 older ones; the last round checks all.
 """
-import hashlib, http.client, json, random, socket, subprocess, sys, threading, time
+import hashlib, http.client, json, random, re, socket, subprocess, sys, threading, time
 
 shoal, config, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
 READY_SECONDS_MAX = 2.0
@@ -13,6 +14,8 @@ WRITERS = 3
 REPO = "crash/app"
 rng = random.Random(7)
 acknowledged = {}       # tag -> manifest digest
+deleted = rounds_of_gc = 0
+control = re.search(r"rootdirectory: (\S+)", open(config).read()).group(1) + "/api.sock"
 slowest = 0.0
 
 
@@ -55,8 +58,33 @@ def push_blob(connection, content):
     return {"mediaType": "application/octet-stream", "digest": digest(content), "size": len(content)}
 
 
+def delete_one(connection, rng, tags):
+    """Deletes an image of this writer. From here on it may be there or not, but not by half."""
+    global deleted
+    digest = acknowledged.pop(tags.pop(rng.randrange(len(tags))))
+    status, *_ = request(connection, "DELETE", f"/v2/{REPO}/manifests/{digest}")
+    assert status == 202, status
+    deleted += 1
+
+
+def free_space(stop):
+    """Has what was deleted freed, again and again."""
+    global rounds_of_gc
+    while not stop.is_set():
+        try:
+            connection = http.client.HTTPConnection("shoal", timeout=20)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(control)
+            status, *_ = request(connection, "POST", "/v0/gc")
+            assert status == 200, status
+            rounds_of_gc += 1
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.01)    # the daemon was killed
+
+
 def push(port, stop, seed):
-    """Pushes images until the connection breaks or it is told to stop."""
+    """Pushes images, and deletes some, until the connection breaks or it is told to stop."""
+    tags = []
     rng = random.Random(seed)
     try:
         connection = connect(port)
@@ -70,6 +98,9 @@ def push(port, stop, seed):
             status, *_ = request(connection, "PUT", f"/v2/{REPO}/manifests/{tag}", manifest, {"Content-Type": media_type})
             assert status == 201, status
             acknowledged[tag] = digest(manifest)
+            tags.append(tag)
+            if len(tags) > 1 and rng.random() < 0.4:
+                delete_one(connection, rng, tags)
     except (OSError, http.client.HTTPException):
         pass            # the daemon was killed
 
@@ -106,6 +137,7 @@ for round_ in range(times + 1):
     lost = set(acknowledged) - tags
     assert not lost, f"{len(lost)} acknowledged tags are gone: {sorted(lost)[:3]}"
     last = round_ == times
+    checked &= tags
     sample = set(rng.sample(sorted(checked), min(5, len(checked))))
     for tag in tags if last else (tags - checked) | sample:
         check_tag(connection, tag, acknowledged.get(tag))
@@ -116,6 +148,7 @@ for round_ in range(times + 1):
         break
     stop = threading.Event()
     writers = [threading.Thread(target=push, args=(port, stop, f"{round_}-{n}")) for n in range(WRITERS)]
+    writers.append(threading.Thread(target=free_space, args=(stop,)))
     for writer in writers:
         writer.start()
     time.sleep(rng.uniform(0.005, 0.6))
@@ -126,5 +159,7 @@ for round_ in range(times + 1):
         writer.join()
 
 assert len(acknowledged) > times, f"only {len(acknowledged)} pushes were acknowledged: the test tested little"
+assert deleted > times / 10 and rounds_of_gc > times / 2, f"{deleted} images were deleted in {rounds_of_gc} rounds: too few"
 unacknowledged = len(checked - set(acknowledged))
-print(f"  {times} kills: {len(acknowledged)} acknowledged tags are all there, {unacknowledged} others are whole; slowest start {slowest:.2f} s")
+print(f"  {times} kills, {deleted} deletes, space freed {rounds_of_gc} times: {len(acknowledged)} acknowledged tags are all there,"
+      f" {unacknowledged} others are whole; slowest start {slowest:.2f} s")
