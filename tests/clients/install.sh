@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # install.sh - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo and
-# docker-registry, newer containerds from later Debian releases (each in a folder of its own), and Kubo built from
+# docker-registry, nginx, newer containerds from later Debian releases (each in a folder of its own), and Kubo built from
 # its Go module. Root, Debian 12. What is there already is not installed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 
 export DEBIAN_FRONTEND=noninteractive
-packages="containerd runc docker-registry docker.io skopeo podman netavark busybox-static debootstrap python3 wrk curl jq"
+packages="containerd runc docker-registry docker.io skopeo podman netavark busybox-static debootstrap python3 wrk curl jq nginx-light openssl"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   # No service is started by its package: the scenes start their own.
