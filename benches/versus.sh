@@ -2,6 +2,7 @@
 # versus.sh [ROW...] - Shoal beside its peers on one machine, in one run: docker-registry, nginx, Kubo, a bare libp2p stream.
 # Prints a line per row: the median of RUNS runs of each side, their ratio (above 1: Shoal is better), and its bar.
 #   rows: get push skopeo manifests blobs tls cold commit tags memory      MB=500 RUNS=5 LOG_LEVEL=warn
+# What a run is prepared with is on disk (sync) before its time is taken.
 # Needs tests/clients/install.sh, root and a release build. Only loopback, in a network namespace of its own.
 set -euo pipefail
 . "$(dirname "$0")/../tests/clients/lib.sh"
@@ -57,20 +58,16 @@ manifest_of() { printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.imag
 rate_of() { wrk -t1 -c32 -d3s "$@" | sed -n 's/^Requests\/sec: *//p'; }
 # tags_start SIZE - a repository of the first daemon with that many tags of one image: what grows is the directory of tags.
 tags_start() {
-  local size=$1 body; body=$(manifest_of "$digest" $((MB * 1000000)))
-  [ ! -e "$W/tags$size" ] || return 0
-  cat >"$W/tags.lua" <<'LUA'
-local n, last = 0, tonumber(os.getenv("LAST"))
-request = function()
-  n = n + 1
-  if n > last then wrk.thread:stop() end
-  return wrk.format("PUT", os.getenv("REPO") .. "/manifests/t" .. n, {["Content-Type"] = "application/vnd.oci.image.manifest.v1+json"}, os.getenv("BODY"))
-end
-LUA
+  [ ! -e "$W/tags$1" ] || return 0
   # Mounted first, so that the repository has what its manifest names.
-  curl -sf -X POST -o /dev/null "http://$a_registry/v2/bench/tags$size/blobs/uploads/?mount=$digest&from=bench/app"
-  LAST=$size REPO=/v2/bench/tags$size BODY=$body wrk -t1 -c64 -d600s -s "$W/tags.lua" "http://$a_registry" >/dev/null
-  touch "$W/tags$size"
+  curl -sf -X POST -o /dev/null "http://$a_registry/v2/bench/tags$1/blobs/uploads/?mount=$digest&from=bench/app"
+  manifest_of "$digest" $((MB * 1000000)) >"$W/manifest"
+  seq "$1" | awk -v url="http://$a_registry/v2/bench/tags$1/manifests/sha256:$(sha256sum "$W/manifest" | cut -d' ' -f1)" '
+    { tags = tags "&tag=t" $1 }
+    NR % 50 == 0 { print url "?" substr(tags, 2); tags = "" }' |
+    xargs -P 8 -n 100 curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' \
+      --data-binary "@$W/manifest" >/dev/null
+  touch "$W/tags$1"
 }
 # put_tag SIZE TAG - one tag more.
 put_tag() {
@@ -121,7 +118,7 @@ get)
   ;;
 push)
   for way in PATCH PUT; do
-    once() { local d; d=$(fresh_blob "$W/fresh"); seconds push_blob "$1" "$W/fresh" "$d" $way; }
+    once() { local d; d=$(fresh_blob "$W/fresh"); sync; seconds push_blob "$1" "$W/fresh" "$d" $way; }
     ours() { once "$a_registry"; }; theirs() { once "$r_registry"; }
     in_turn ours theirs; row "push $MB MB, $way / docker-registry" "$A" "$B" s lower 1
   done
@@ -130,10 +127,10 @@ push)
 skopeo)
   # Ten layers, together as large as the blob; a new image in each turn.
   ours() {
-    image "$W/fresh$1" 1 --seed "$RANDOM$RANDOM" --layers 9 --kib $((MB * 1000000 / 9 / 1024))
+    image "$W/fresh$1" 1 --seed "$RANDOM$RANDOM" --layers 9 --kib $((MB * 1000000 / 9 / 1024)); sync
     seconds push "$W/fresh$1:1" "$a_registry/bench/skopeo:1"
   }
-  theirs() { seconds push "$W/fresh$1:1" "$r_registry/bench/skopeo:1"; rm -rf "$W/fresh$1"; }
+  theirs() { sync; seconds push "$W/fresh$1:1" "$r_registry/bench/skopeo:1"; rm -rf "$W/fresh$1"; }
   in_turn ours theirs; row "skopeo push, 10 layers, $MB MB / docker-registry" "$A" "$B" s lower 1
   ;;
 manifests)
@@ -180,15 +177,15 @@ cold)
   have() { curl -sfI "http://$b_registry/v2/bench/app/blobs/$1" >/dev/null; }
   ours() {
     local d; d=$(fresh_blob "$W/fresh"); push_blob "$a_registry" "$W/fresh" "$d" PUT
-    wait_for 20 "the reader knows the blob" have "$d"
+    wait_for 20 "the reader knows the blob" have "$d"; sync
     seconds get_blob "$b_registry" "$d"
   }
   theirs() {
-    local cid; fresh_blob "$W/fresh" >/dev/null; cid=$(kubo k1 add -Q "$W/fresh")
+    local cid; fresh_blob "$W/fresh" >/dev/null; cid=$(kubo k1 add -Q "$W/fresh"); sync
     seconds kubo k2 cat "$cid"
   }
   in_turn ours theirs; row "cold $MB MB, daemon to daemon / Kubo to Kubo" "$A" "$B" s lower 3
-  bare() { "$BARE_STREAM" stream $((MB * 1000000)); }
+  bare() { sync; "$BARE_STREAM" stream $((MB * 1000000)); }
   in_turn ours bare; row "cold $MB MB, daemon to daemon / bare libp2p stream" "$A" "$B" s lower 0.8
   ;;
 commit)
