@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench bitswap [-- MiB]`: five rounds of 256 MiB in blocks of 1 MiB, 16 wanted at a time, as a file
 //! reader does. Every block is hashed by the receiver; what crosses the bare stream is only counted.
+//! `cargo bench --bench bitswap -- stream BYTES`: the bare stream alone, once; prints the seconds it took.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a bench fails loudly and prints its result")]
 
@@ -113,8 +114,8 @@ async fn by_bitswap(store: Blockstore, cids: &[Cid]) -> f64 {
     seconds
 }
 
-/// Seconds that the same bytes take on a stream of their own.
-async fn by_stream(store: Blockstore, cids: &[Cid]) -> f64 {
+/// Seconds that bytes take on a stream of their own.
+async fn by_stream(blocks: Vec<Bytes>) -> f64 {
     let tasks = Tasks::new();
     let (mut server, mut client) = (node(vec![BARE]), node(vec![BARE]));
     let address = listen(&mut server.swarm).await;
@@ -122,7 +123,7 @@ async fn by_stream(store: Blockstore, cids: &[Cid]) -> f64 {
     let _events = run(&tasks, server.swarm, None);
     let peer = run(&tasks, client.swarm, None).recv().await.unwrap();
     let mut incoming = server.incoming;
-    let blocks: Vec<Bytes> = cids.iter().map(|cid| store.get(cid.hash()).unwrap().unwrap()).collect();
+    let total: usize = blocks.iter().map(Bytes::len).sum();
     tasks.spawn_short("serve", |_| async move {
         let mut stream = incoming.recv().await.unwrap().stream;
         for block in blocks {
@@ -142,9 +143,17 @@ async fn by_stream(store: Blockstore, cids: &[Cid]) -> f64 {
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    assert_eq!(bytes, cids.len() * MIB);
+    assert_eq!(bytes, total);
     tasks.shutdown(Duration::from_secs(5)).await;
     seconds
+}
+
+/// `bytes` of zeros, in pieces of a block; what is encrypted takes as long whatever it is.
+fn pieces(bytes: usize) -> Vec<Bytes> {
+    let piece = Bytes::from(vec![0; MIB]);
+    let mut pieces = vec![piece.clone(); bytes / MIB];
+    pieces.push(piece.slice(..bytes % MIB));
+    pieces
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -154,7 +163,15 @@ fn median(values: &mut [f64]) -> f64 {
 
 #[tokio::main]
 async fn main() {
-    let mebibytes = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(256);
+    let argument = std::env::args().find_map(|argument| argument.parse().ok());
+    if std::env::args().any(|argument| argument == "stream") {
+        println!("{:.4}", by_stream(pieces(argument.unwrap_or(256 * MIB))).await);
+    } else {
+        side_by_side(argument.unwrap_or(256)).await;
+    }
+}
+
+async fn side_by_side(mebibytes: usize) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), StoreOptions::default()).unwrap().blocks().clone();
     let mut cids = Vec::new();
@@ -167,7 +184,8 @@ async fn main() {
     }
     let (mut bitswap, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
-        let stream = mebibytes as f64 / by_stream(store.clone(), &cids).await;
+        let blocks = cids.iter().map(|cid| store.get(cid.hash()).unwrap().unwrap()).collect();
+        let stream = mebibytes as f64 / by_stream(blocks).await;
         let blocks = mebibytes as f64 / by_bitswap(store.clone(), &cids).await;
         println!(
             "round {round}: bitswap {blocks:.0} MiB/s, bare stream {stream:.0} MiB/s, ratio {:.2}",

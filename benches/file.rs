@@ -2,19 +2,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on ends")]
 
+mod common;
+
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::Bytes;
+use common::Nobody;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use futures::TryStreamExt;
 use sha2::{Digest, Sha256};
 use shoal::dag::Blocks;
 use shoal::dag::file::{Expected, FileRoot, FileWriter, read};
-use shoal::ipfs::{Ipfs, IpfsError, Want};
-use shoal::ipld::ipns::{IpnsName, IpnsRecord};
-use shoal::ipld::{Block, Cid};
 use shoal::store::{Store, StoreOptions};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -25,25 +24,6 @@ const PIECE_BYTES: usize = 64 << 10;
 
 fn main() {
     divan::main();
-}
-
-/// A network without anybody.
-struct Nobody;
-
-#[async_trait]
-impl Ipfs for Nobody {
-    async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
-        Err(IpfsError::NoProvider(Box::new(want.cid)))
-    }
-    async fn provide(&self, _: &[Cid]) -> Result<(), IpfsError> {
-        Err(IpfsError::Closed)
-    }
-    async fn resolve(&self, _: &IpnsName) -> Result<IpnsRecord, IpfsError> {
-        Err(IpfsError::Closed)
-    }
-    async fn publish(&self, _: &IpnsRecord) -> Result<(), IpfsError> {
-        Err(IpfsError::Closed)
-    }
 }
 
 /// A store of its own for each round, so that nothing is there already.

@@ -4,14 +4,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a bench that cannot go on ends")]
 
+mod common;
+
 use std::sync::Arc;
 
-use async_trait::async_trait;
+use common::Nobody;
 use divan::{Bencher, black_box};
 use shoal::dag::{Blocks, Edit, Entry, Tree};
-use shoal::ipfs::{Ipfs, IpfsError, Want};
 use shoal::ipld::block::RAW;
-use shoal::ipld::ipns::{IpnsName, IpnsRecord};
 use shoal::ipld::{Block, Cid};
 use shoal::store::{Store, StoreOptions};
 use tokio::runtime::Runtime;
@@ -20,25 +20,6 @@ const TAGS: &str = "docker/registry/v2/repositories/library/app/_manifests/tags"
 
 fn main() {
     divan::main();
-}
-
-/// A network without anybody.
-struct Nobody;
-
-#[async_trait]
-impl Ipfs for Nobody {
-    async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
-        Err(IpfsError::NoProvider(Box::new(want.cid)))
-    }
-    async fn provide(&self, _: &[Cid]) -> Result<(), IpfsError> {
-        Err(IpfsError::Closed)
-    }
-    async fn resolve(&self, _: &IpnsName) -> Result<IpnsRecord, IpfsError> {
-        Err(IpfsError::Closed)
-    }
-    async fn publish(&self, _: &IpnsRecord) -> Result<(), IpfsError> {
-        Err(IpfsError::Closed)
-    }
 }
 
 struct Fixture {

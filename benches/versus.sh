@@ -1,21 +1,36 @@
 #!/usr/bin/env bash
-# versus.sh [ROW...] - Shoal beside its peers on one machine, in one run: docker-registry, Kubo, a bare libp2p stream.
-# Prints a line per row: the median of RUNS runs of each side, and their ratio (above 1: Shoal is better).
-#   rows: get push manifests cold commit memory      MB=500 RUNS=5
+# versus.sh [ROW...] - Shoal beside its peers on one machine, in one run: docker-registry, nginx, Kubo, a bare libp2p stream.
+# Prints a line per row: the median of RUNS runs of each side, their ratio (above 1: Shoal is better), and its bar.
+#   rows: get push skopeo manifests blobs tls cold commit tags memory      MB=500 RUNS=5 LOG_LEVEL=warn
+# What a run is prepared with is on disk (sync) before its time is taken.
 # Needs tests/clients/install.sh, root and a release build. Only loopback, in a network namespace of its own.
 set -euo pipefail
-. "$(dirname "$0")/../tests/clients/lib.sh"; offline "$@"
+. "$(dirname "$0")/../tests/clients/lib.sh"
+ROWS=${*:-get push skopeo manifests blobs tls cold commit tags memory}
+if [ -z "${BARE_STREAM:-}" ] && [[ " $ROWS " == *" cold "* ]]; then
+  # Before the network goes, since cargo may look for it.
+  BARE_STREAM=$(cargo bench --manifest-path "$REPO/Cargo.toml" --bench bitswap --no-run --message-format json |
+    jq -r 'select(.target.name? == "bitswap") | .executable // empty')
+  export BARE_STREAM
+fi
+offline "$@"
 MB=${MB:-500} RUNS=${RUNS:-5}
-ROWS=${*:-get push manifests cold commit memory}
 TAGS_MANY=${TAGS_MANY:-100000}
+export LOG_LEVEL=${LOG_LEVEL:-warn}
 
 median() { sort -g | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
 # seconds COMMAND... - the wall time of a command.
 seconds() { local from=$EPOCHREALTIME; "$@" >/dev/null; awk -v a="$from" -v b="$EPOCHREALTIME" 'BEGIN {printf "%.4f\n", b - a}'; }
-# row NAME OURS THEIRS UNIT higher|lower - ratio above 1: ours is better.
+# row NAME OURS THEIRS UNIT higher|lower BAR - what is better; the ratio is to be BAR or above.
 row() {
-  awk -v n="$1" -v a="$2" -v b="$3" -v u="$4" -v dir="$5" 'BEGIN {
-    printf "%-44s %10.4g %10.4g %-7s %6.2fx\n", n, a, b, u, dir == "lower" ? b / a : a / b }'
+  awk -v n="$1" -v a="$2" -v b="$3" -v u="$4" -v dir="$5" -v bar="$6" 'BEGIN {
+    ratio = dir == "lower" ? b / a : a / b
+    printf "%-52s %10.4g %10.4g %-6s %6.2fx >= %-5s %s\n", n, a, b, u, ratio, bar "x", (ratio >= bar ? "met" : "MISSED") }'
+}
+# limit NAME OURS UNIT BAR - is to be below BAR.
+limit() {
+  awk -v n="$1" -v a="$2" -v u="$3" -v bar="$4" 'BEGIN {
+    printf "%-52s %10.4g %10s %-6s %7s <  %-5s %s\n", n, a, "", u, "", bar, (a < bar ? "met" : "MISSED") }'
 }
 in_turn() { # in_turn OURS THEIRS - runs two functions in turn, RUNS times; sets A and B to the medians of what they print.
   local n a=() b=()
@@ -37,14 +52,55 @@ push_blob() {
   fi
 }
 get_blob() { curl -sf -o /dev/null "http://$1/v2/bench/app/blobs/$2"; }
+get_tls() { curl -sfk "$3" -o /dev/null "https://$1/v2/bench/app/blobs/$2"; }
 get_eight() { local n pids=(); for n in 1 2 3 4 5 6 7 8; do get_blob "$1" "$2" & pids+=($!); done; wait "${pids[@]}"; }
 manifest_of() { printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"%s","size":%s},"layers":[]}' "$1" "$2"; }
+rate_of() { wrk -t1 -c32 -d3s "$@" | sed -n 's/^Requests\/sec: *//p'; }
+# tags_start SIZE - a repository of the first daemon with that many tags of one image: what grows is the directory of tags.
+tags_start() {
+  [ ! -e "$W/tags$1" ] || return 0
+  # Mounted first, so that the repository has what its manifest names.
+  curl -sf -X POST -o /dev/null "http://$a_registry/v2/bench/tags$1/blobs/uploads/?mount=$digest&from=bench/app"
+  manifest_of "$digest" $((MB * 1000000)) >"$W/manifest"
+  seq "$1" | awk -v url="http://$a_registry/v2/bench/tags$1/manifests/sha256:$(sha256sum "$W/manifest" | cut -d' ' -f1)" '
+    { tags = tags "&tag=t" $1 }
+    NR % 50 == 0 { print url "?" substr(tags, 2); tags = "" }' |
+    xargs -P 8 -n 100 curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' \
+      --data-binary "@$W/manifest" >/dev/null
+  touch "$W/tags$1"
+}
+# put_tag SIZE TAG - one tag more.
+put_tag() {
+  curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' \
+    -d "$(manifest_of "$digest" $((MB * 1000000)))" -o /dev/null "http://$a_registry/v2/bench/tags$1/manifests/$2"
+}
+# nginx_start NAME - serves $W/NAME/html with TLS by the pair in $W/tls; sets NAME_registry.
+nginx_start() {
+  local name=$1 dir=$W/$1 port pid
+  port=$(free_port)
+  mkdir -p "$dir/html"
+  cat >"$dir/nginx.conf" <<N
+daemon off; worker_processes auto; pid $dir/pid; error_log $dir/log; user root;
+events {}
+http {
+  access_log off; sendfile on;
+  server {
+    listen 127.0.0.1:$port ssl http2; root $dir/html;
+    ssl_certificate $W/tls/certificate.pem; ssl_certificate_key $W/tls/key.pem;
+  }
+}
+N
+  nginx -c "$dir/nginx.conf" 2>>"$dir/log" & pid=$!
+  PIDS+=("$pid")
+  declare -g "${name}_registry=127.0.0.1:$port" "${name}_pid=$pid"
+  wait_for 10 "nginx starts" curl -sk -o /dev/null "https://127.0.0.1:$port/"
+}
 put_manifest() { curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' -d "$3" -o /dev/null "http://$1/v2/bench/app/manifests/$2"; }
 
 scene "versus: ${MB} MB, medians of $RUNS, $(nproc) cores"
-LOG_LEVEL=warn shoal_config a "" ""; shoal_start a
+shoal_config a "" ""; shoal_start a
 registry_start r
-printf '%-44s %10s %10s %-7s %7s\n' "" shoal peer unit ratio
+printf '%-52s %10s %10s %-6s %7s    %-5s\n' "" shoal peer unit ratio bar
 
 digest=$(fresh_blob "$W/blob")
 for side in "$a_registry" "$r_registry"; do
@@ -56,79 +112,112 @@ for wanted in $ROWS; do case $wanted in
 get)
   ours() { seconds get_blob "$a_registry" "$digest"; }; theirs() { seconds get_blob "$r_registry" "$digest"; }
   ours >/dev/null; theirs >/dev/null
-  in_turn ours theirs; row "GET $MB MB, warm, 1 client / docker-registry" "$A" "$B" s lower
+  in_turn ours theirs; row "GET $MB MB, warm, 1 client / docker-registry" "$A" "$B" s lower 1
   ours() { seconds get_eight "$a_registry" "$digest"; }; theirs() { seconds get_eight "$r_registry" "$digest"; }
-  in_turn ours theirs; row "GET $MB MB, warm, 8 clients / docker-registry" "$A" "$B" s lower
+  in_turn ours theirs; row "GET $MB MB, warm, 8 clients / docker-registry" "$A" "$B" s lower 1
   ;;
 push)
   for way in PATCH PUT; do
-    once() { local d; d=$(fresh_blob "$W/fresh"); seconds push_blob "$1" "$W/fresh" "$d" $way; }
+    once() { local d; d=$(fresh_blob "$W/fresh"); sync; seconds push_blob "$1" "$W/fresh" "$d" $way; }
     ours() { once "$a_registry"; }; theirs() { once "$r_registry"; }
-    in_turn ours theirs; row "push $MB MB, $way / docker-registry" "$A" "$B" s lower
+    in_turn ours theirs; row "push $MB MB, $way / docker-registry" "$A" "$B" s lower 1
   done
   rm -f "$W/fresh"
   ;;
+skopeo)
+  # Ten layers, together as large as the blob; a new image in each turn.
+  ours() {
+    image "$W/fresh$1" 1 --seed "$RANDOM$RANDOM" --layers 9 --kib $((MB * 1000000 / 9 / 1024)); sync
+    seconds push "$W/fresh$1:1" "$a_registry/bench/skopeo:1"
+  }
+  theirs() { sync; seconds push "$W/fresh$1:1" "$r_registry/bench/skopeo:1"; rm -rf "$W/fresh$1"; }
+  in_turn ours theirs; row "skopeo push, 10 layers, $MB MB / docker-registry" "$A" "$B" s lower 1
+  ;;
 manifests)
-  rate() { wrk -t1 -c32 -d3s "http://$1/v2/bench/app/manifests/v1" | sed -n 's/^Requests\/sec: *//p'; }
-  ours() { rate "$a_registry"; }; theirs() { rate "$r_registry"; }
-  in_turn ours theirs; row "manifests by tag, 32 connections / docker-registry" "$A" "$B" req/s higher
+  ours() { rate_of "http://$a_registry/v2/bench/app/manifests/v1"; }; theirs() { rate_of "http://$r_registry/v2/bench/app/manifests/v1"; }
+  in_turn ours theirs; row "manifests by tag, 32 connections / docker-registry" "$A" "$B" req/s higher 10
+  ;;
+blobs)
+  # A hundred blobs of the size of a config, asked for in turn.
+  for n in $(seq 100); do
+    head -c 4096 /dev/urandom >"$W/small"; small=sha256:$(sha256sum "$W/small" | cut -d' ' -f1)
+    for side in "$a_registry" "$r_registry"; do push_blob "$side" "$W/small" "$small" PUT; done
+    echo "$small" >>"$W/smalls"
+  done
+  cat >"$W/smalls.lua" <<'LUA'
+local paths, n = {}, 0
+for digest in io.lines(os.getenv("SMALLS")) do paths[#paths + 1] = "/v2/bench/app/blobs/" .. digest end
+request = function() n = n % #paths + 1; return wrk.format("GET", paths[n]) end
+LUA
+  rate_of_smalls() { SMALLS=$W/smalls rate_of -s "$W/smalls.lua" "http://$1"; }
+  ours() { rate_of_smalls "$a_registry"; }; theirs() { rate_of_smalls "$r_registry"; }
+  in_turn ours theirs; row "blobs of 4 KiB, 32 connections / docker-registry" "$A" "$B" req/s higher 5
+  ;;
+tls)
+  mkdir -p "$W/tls" "$W/n/html/v2/bench/app/blobs"
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
+    -addext subjectAltName=IP:127.0.0.1 -keyout "$W/tls/key.pem" -out "$W/tls/certificate.pem" 2>/dev/null
+  cp "$W/blob" "$W/n/html/v2/bench/app/blobs/$digest"; nginx_start n
+  shoal_config t "" ""
+  sed -i "s#^http: {#&tls: {certificate: $W/tls/certificate.pem, key: $W/tls/key.pem}, #" "$W/t/config.yaml"
+  shoal_start t; t_registry=${t_registry#https://}
+  at=$(curl -sfk -X POST -D - -o /dev/null "https://$t_registry/v2/bench/app/blobs/uploads/" | tr -d '\r' | sed -n 's/^[Ll]ocation: //p')
+  curl -sfk -X PUT -H 'Content-Type: application/octet-stream' -T "$W/blob" -o /dev/null "$(with_digest "https://$t_registry$at" "$digest")"
+  for version in 1.1 2; do
+    ours() { seconds get_tls "$t_registry" "$digest" "--http$version"; }; theirs() { seconds get_tls "$n_registry" "$digest" "--http$version"; }
+    ours >/dev/null; theirs >/dev/null
+    in_turn ours theirs; row "GET $MB MB, TLS, HTTP/$version / nginx" "$A" "$B" s lower 0.8
+  done
+  shoal_stop t; stop "$n_pid"
   ;;
 cold)
-  KEY="" LOG_LEVEL=warn shoal_config b "$a_p2p" "$a_ipns"; shoal_start b
+  KEY="" shoal_config b "$a_p2p" "$a_ipns"; shoal_start b
   PROFILE=unixfs-v1-2025 kubo_start k1; PROFILE=unixfs-v1-2025 kubo_start k2
   kubo k2 swarm connect "$k1_p2p" >/dev/null
   have() { curl -sfI "http://$b_registry/v2/bench/app/blobs/$1" >/dev/null; }
   ours() {
     local d; d=$(fresh_blob "$W/fresh"); push_blob "$a_registry" "$W/fresh" "$d" PUT
-    wait_for 20 "the reader knows the blob" have "$d"
+    wait_for 20 "the reader knows the blob" have "$d"; sync
     seconds get_blob "$b_registry" "$d"
   }
   theirs() {
-    local cid; fresh_blob "$W/fresh" >/dev/null; cid=$(kubo k1 add -Q "$W/fresh")
+    local cid; fresh_blob "$W/fresh" >/dev/null; cid=$(kubo k1 add -Q "$W/fresh"); sync
     seconds kubo k2 cat "$cid"
   }
-  in_turn ours theirs; row "cold $MB MB, daemon to daemon / Kubo to Kubo" "$A" "$B" s lower
-  if [ -n "${BARE_STREAM:-}" ]; then
-    bare() { "$BARE_STREAM" $((MB * 1000000)); }
-    in_turn ours bare; row "cold $MB MB, daemon to daemon / bare libp2p stream" "$A" "$B" s lower
-  fi
+  in_turn ours theirs; row "cold $MB MB, daemon to daemon / Kubo to Kubo" "$A" "$B" s lower 3
+  bare() { sync; "$BARE_STREAM" stream $((MB * 1000000)); }
+  in_turn ours bare; row "cold $MB MB, daemon to daemon / bare libp2p stream" "$A" "$B" s lower 0.8
   ;;
 commit)
-  # The same image under many tags: what grows is the directory of tags.
-  cat >"$W/tags.lua" <<'LUA'
-local n, last = 0, tonumber(os.getenv("LAST"))
-request = function()
-  n = n + 1
-  if n > last then wrk.thread:stop() end
-  return wrk.format("PUT", os.getenv("REPO") .. "/manifests/t" .. n, {["Content-Type"] = "application/vnd.oci.image.manifest.v1+json"}, os.getenv("BODY"))
-end
-LUA
-  body=$(manifest_of "$digest" $((MB * 1000000)))
-  for size in 100 "$TAGS_MANY"; do
-    # Mounted first, so that the repository has what its manifest names.
-    curl -sf -X POST -o /dev/null "http://$a_registry/v2/bench/tags$size/blobs/uploads/?mount=$digest&from=bench/app"
-    LAST=$size REPO=/v2/bench/tags$size BODY=$body wrk -t1 -c64 -d600s -s "$W/tags.lua" "http://$a_registry" >/dev/null
-  done
-  put() { curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' -d "$body" -o /dev/null "http://$a_registry/v2/bench/tags$1/manifests/new$2"; }
-  few() { seconds put 100 "$1"; }; many() { seconds put "$TAGS_MANY" "$1"; }
-  RUNS=25 in_turn many few; row "commit a tag among $TAGS_MANY / among 100" "$A" "$B" s lower
+  tags_start 100; tags_start "$TAGS_MANY"
+  few() { seconds put_tag 100 "new$1"; }; many() { seconds put_tag "$TAGS_MANY" "new$1"; }
+  RUNS=25 in_turn many few; row "commit a tag among $TAGS_MANY / among 100" "$A" "$B" s lower 0.5
+  ;;
+tags)
+  # A tag is put before each, so that the page is not that of the time before.
+  tags_start "$TAGS_MANY"
+  for n in $(seq 25); do
+    put_tag "$TAGS_MANY" "page$n"
+    curl -sf -o /dev/null -w '%{time_total}\n' "http://$a_registry/v2/bench/tags$TAGS_MANY/tags/list?n=100"
+  done | median >"$W/page"
+  limit "first page of 100 of $TAGS_MANY tags" "$(awk '{print $1 * 1000}' "$W/page")" ms 5
   ;;
 memory)
   resident() { awk -v k="$2:" '$1 == k {print $2 / 1024}' "/proc/$1/status"; }
-  LOG_LEVEL=warn shoal_config idle "" ""; shoal_start idle; sleep 5
-  printf '%-44s %10.1f %10s MiB\n' "memory, idle" "$(resident "$idle_pid" VmRSS)" "(< 64)"
-  LOG_LEVEL=warn shoal_config m1 "" ""; shoal_start m1
-  KEY="" LOG_LEVEL=warn shoal_config m2 "$m1_p2p" "$m1_ipns"; shoal_start m2
+  shoal_config idle "" ""; shoal_start idle; sleep 5
+  limit "memory, idle" "$(resident "$idle_pid" VmRSS)" MiB 64
+  shoal_config m1 "" ""; shoal_start m1
+  KEY="" shoal_config m2 "$m1_p2p" "$m1_ipns"; shoal_start m2
   digests=()
   for n in 1 2 3 4 5 6 7 8; do
     head -c $((1 << 30)) /dev/urandom >"$W/gib"; d=sha256:$(sha256sum "$W/gib" | cut -d' ' -f1)
     push_blob "$m1_registry" "$W/gib" "$d" PUT; digests+=("$d")
   done
-  printf '%-44s %10.1f %10s MiB\n' "memory, peak, after 8 pushes of 1 GiB" "$(resident "$m1_pid" VmHWM)" "(< 256)"
+  limit "memory, peak, after 8 pushes of 1 GiB" "$(resident "$m1_pid" VmHWM)" MiB 256
   has_last() { curl -sfI "http://$m2_registry/v2/bench/app/blobs/${digests[7]}" >/dev/null; }
   wait_for 20 "the reader knows the blobs" has_last
   pids=(); for d in "${digests[@]}"; do get_blob "$m2_registry" "$d" & pids+=($!); done; wait "${pids[@]}"
-  printf '%-44s %10.1f %10s MiB\n' "memory, peak, 8 cold transfers of 1 GiB: reader" "$(resident "$m2_pid" VmHWM)" "(< 256)"
-  printf '%-44s %10.1f %10s MiB\n' "memory, peak, 8 cold transfers of 1 GiB: publisher" "$(resident "$m1_pid" VmHWM)" "(< 256)"
+  limit "memory, peak, 8 cold transfers of 1 GiB: reader" "$(resident "$m2_pid" VmHWM)" MiB 256
+  limit "memory, peak, 8 cold transfers of 1 GiB: publisher" "$(resident "$m1_pid" VmHWM)" MiB 256
   ;;
 esac; done

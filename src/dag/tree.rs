@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cid::Cid;
 use moka::future::Cache;
 
+use super::tree_list::{self, Names};
 use super::{Blocks, DagError};
 use crate::ipfs::Want;
 use crate::ipld::Block;
@@ -26,6 +27,9 @@ const LOOKUPS_BYTES_MAX: u64 = 8 << 20;
 /// Memory for decoded directory nodes, in bytes.
 const NODES_BYTES_MAX: u64 = 16 << 20;
 
+/// Memory for the names below nodes of sharded directories, in bytes.
+const NAMES_BYTES_MAX: u64 = 16 << 20;
+
 /// What a cache and its key take per entry beside the content, in bytes.
 const CACHE_ENTRY_BYTES: usize = 300;
 
@@ -39,6 +43,8 @@ pub struct Tree {
     /// By root and path: what is there, or that nothing is.
     lookups: Cache<(Cid, String), Option<Entry>>,
     nodes: Cache<Cid, Arc<Node>>,
+    /// What lists have found, by sub-shard.
+    pub(super) names: Cache<(Cid, Place), Names>,
     /// A directory in a larger block is sharded.
     pub(super) directory_bytes_max: u64,
 }
@@ -64,11 +70,13 @@ impl Tree {
     pub(super) fn with_threshold(blocks: Blocks, directory_bytes_max: u64) -> Self {
         let lookup_bytes =
             |(_, path): &(Cid, String), _: &Option<Entry>| weight(path.len() + size_of::<Option<Entry>>());
+        let names_bytes = |_: &(Cid, Place), names: &Names| weight(tree_list::names_bytes(names));
         let node_bytes = |_: &Cid, node: &Arc<Node>| weight(node.directory.memory_bytes());
         Self {
             blocks,
             lookups: Cache::builder().weigher(lookup_bytes).max_capacity(LOOKUPS_BYTES_MAX).build(),
             nodes: Cache::builder().weigher(node_bytes).max_capacity(NODES_BYTES_MAX).build(),
+            names: Cache::builder().weigher(names_bytes).max_capacity(NAMES_BYTES_MAX).build(),
             directory_bytes_max,
         }
     }
@@ -160,6 +168,7 @@ impl Tree {
     pub fn forget_all(&self) {
         self.nodes.invalidate_all();
         self.lookups.invalidate_all();
+        self.names.invalidate_all();
     }
 
     /// Remembers a node whose block is in the store.

@@ -2,6 +2,7 @@
 
 use std::collections::{BinaryHeap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cid::Cid;
 use futures::StreamExt;
@@ -17,6 +18,12 @@ use crate::ipld::hamt::{HamtNode, NameHash, Place, Slot};
 /// shards have some 70,000.
 const LIST_NODES_MAX: usize = 131_072;
 
+/// What may be remembered of the names below one node, in bytes.
+const NAMES_BELOW_BYTES_MAX: usize = 1 << 20;
+
+/// What a name takes beside its characters, in bytes.
+const NAME_BYTES: usize = 32;
+
 /// A page of names, sorted bytewise.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
@@ -28,8 +35,8 @@ pub struct Listing {
 impl Tree {
     /// The names in the directory at `path` that sort behind `after`, at most `limit`; `None`: there is no such directory.
     /// Names that no path can have (empty, `.`, `..`, with `/`) are left out, and so are those that the hash of a
-    /// sharded directory does not lead to. Takes memory for `limit` names, and visits all shards of the directory, so
-    /// its cost is that of the directory. May be dropped midway.
+    /// sharded directory does not lead to. Takes memory for some `limit` names. All shards of the directory are visited the
+    /// first time; of one that was listed before, only those below the nodes that have changed. May be dropped midway.
     pub async fn list(
         &self,
         root: &Cid,
@@ -43,15 +50,14 @@ impl Tree {
         let Some(node) = self.node(root, &entry.cid).await? else {
             return Ok(None);
         };
-        let mut page = Page { smallest: BinaryHeap::new(), after, limit, more: false };
+        let mut page = Page::new(after, limit);
         match &node.directory {
             // Already sorted: what follows a full page is not looked at.
             Directory::Basic(basic) => {
                 let names = basic.entries_after(after).iter().map(|(name, _)| name);
-                names
-                    .filter(|name| is_listed(name))
-                    .take(limit.saturating_add(1))
-                    .for_each(|name| page.offer(name));
+                for name in names.filter(|name| is_listed(name)).take(limit.saturating_add(1)) {
+                    page.offer(name);
+                }
             }
             Directory::Shard(shard) => self.list_shards(root, &node, shard, &mut page).await?,
         }
@@ -65,30 +71,58 @@ impl Tree {
         shard: &HamtNode,
         page: &mut Page<'_>,
     ) -> Result<(), DagError> {
-        // A stack, so that what waits is bounded by the depth and not by the width of the directory.
-        let mut waiting = page.visit(shard, Place::root(shard.fanout()))?;
+        let place = Place::root(shard.fanout());
+        for name in names_in(shard, place) {
+            page.offer(name);
+        }
+        let (after, limit, visited) = (page.after, page.limit, AtomicUsize::new(1));
+        let mut waiting = subs_of(shard, place)?;
         let mut reading = FuturesUnordered::new();
-        let mut visited = 1;
         loop {
             while reading.len() < NODES_AT_ONCE
-                && let Some((cid, place)) = waiting.pop()
+                && let Some(sub) = waiting.pop()
             {
-                visited += 1;
-                if visited > LIST_NODES_MAX {
-                    return Err(invalid(&top.entry.cid, "a directory with more shards than are read"));
-                }
-                reading.push(
-                    async move { Ok::<_, DagError>((self.sub_shard(root, &cid, place).await?, place)) },
-                );
+                reading.push(self.names_below(root, &top.entry.cid, sub, Page::new(after, limit), &visited));
             }
-            let Some(read) = reading.next().await else {
-                return Ok(());
-            };
-            let (node, place) = read?;
-            if let Some(shard) = shard_of(&node) {
-                waiting.extend(page.visit(shard, place)?);
+            match reading.next().await.transpose()? {
+                Some(Below::All(names)) => page.offer_sorted(&names),
+                Some(Below::Smallest(smallest)) => page.offer_page(smallest),
+                None => return Ok(()),
             }
         }
+    }
+
+    /// The names in a sub-shard of the directory `top` and below it. They depend on nothing but its CID and place, so an
+    /// edit leaves what is remembered of all sub-shards but the one it is in.
+    async fn names_below<'a>(
+        &self,
+        root: &Cid,
+        top: &Cid,
+        sub: (Cid, Place),
+        page: Page<'a>,
+        visited: &AtomicUsize,
+    ) -> Result<Below<'a>, DagError> {
+        if let Some(names) = self.names.get(&sub).await {
+            return Ok(Below::All(names));
+        }
+        let mut gathered = Gathered { names: Vec::new(), bytes: 0, page };
+        // A stack, so that what waits is bounded by the depth and not by the width of the directory.
+        let mut waiting = vec![sub];
+        while let Some((cid, place)) = waiting.pop() {
+            if visited.fetch_add(1, Ordering::Relaxed) >= LIST_NODES_MAX {
+                return Err(invalid(top, "a directory with more shards than are read"));
+            }
+            let node = self.sub_shard(root, &cid, place).await?;
+            if let Some(shard) = shard_of(&node) {
+                names_in(shard, place).for_each(|name| gathered.push(name));
+                waiting.extend(subs_of(shard, place)?);
+            }
+        }
+        let below = gathered.finish();
+        if let Below::All(names) = &below {
+            self.names.insert(sub, names.clone()).await;
+        }
+        Ok(below)
     }
 
     /// Fetches the directory nodes below `new` that are not below `old`, and the root nodes of files that are not raw,
@@ -240,6 +274,69 @@ impl Visit {
     }
 }
 
+/// The names of a node that lie where their hashes say.
+fn names_in(shard: &HamtNode, place: Place) -> impl Iterator<Item = &str> {
+    shard.slots().iter().filter_map(move |(position, slot)| match slot {
+        Slot::Value(name, _) => {
+            (is_listed(name) && place.holds(NameHash::of(name), *position)).then_some(name.as_str())
+        }
+        Slot::Sub(_) => None,
+    })
+}
+
+fn subs_of(shard: &HamtNode, place: Place) -> Result<Vec<(Cid, Place)>, DagError> {
+    let mut subs = Vec::new();
+    for (position, slot) in shard.slots() {
+        if let Slot::Sub(entry) = slot {
+            subs.push((entry.cid, below(&entry.cid, place, *position)?));
+        }
+    }
+    Ok(subs)
+}
+
+/// Names, sorted.
+pub(super) type Names = Arc<[Box<str>]>;
+
+/// What a list of names takes in memory, in bytes.
+pub(super) fn names_bytes(names: &Names) -> usize {
+    names.iter().map(|name| name.len() + NAME_BYTES).sum()
+}
+
+/// The names below a node: all of them, or, where they are too many, those that may belong to the page.
+enum Below<'a> {
+    All(Names),
+    Smallest(Page<'a>),
+}
+
+/// Names as they are found: all of them until they are too many, from then on those of the page.
+struct Gathered<'a> {
+    names: Vec<Box<str>>,
+    bytes: usize,
+    page: Page<'a>,
+}
+
+impl<'a> Gathered<'a> {
+    fn push(&mut self, name: &str) {
+        self.bytes = self.bytes.saturating_add(name.len() + NAME_BYTES);
+        if self.bytes <= NAMES_BELOW_BYTES_MAX {
+            self.names.push(name.into());
+            return;
+        }
+        for name in std::mem::take(&mut self.names) {
+            self.page.offer(&name);
+        }
+        self.page.offer(name);
+    }
+
+    fn finish(mut self) -> Below<'a> {
+        if self.bytes > NAMES_BELOW_BYTES_MAX {
+            return Below::Smallest(self.page);
+        }
+        self.names.sort_unstable();
+        Below::All(self.names.into())
+    }
+}
+
 /// The smallest names behind a given one.
 struct Page<'a> {
     /// The largest on top, at most `limit`.
@@ -249,37 +346,45 @@ struct Page<'a> {
     more: bool,
 }
 
-impl Page<'_> {
-    fn offer(&mut self, name: &str) {
+impl<'a> Page<'a> {
+    fn new(after: Option<&'a str>, limit: usize) -> Self {
+        Self { smallest: BinaryHeap::new(), after, limit, more: false }
+    }
+
+    /// Takes a name in if it belongs to the page as far as is known; says whether it does.
+    fn offer(&mut self, name: &str) -> bool {
         if self.after.is_some_and(|after| name <= after) {
-            return;
+            return false;
         }
         if self.smallest.len() < self.limit {
             self.smallest.push(name.to_owned());
-            return;
+            return true;
         }
         self.more = true;
-        if let Some(mut largest) = self.smallest.peek_mut()
-            && name < largest.as_str()
-        {
-            *largest = name.to_owned();
+        match self.smallest.peek_mut() {
+            Some(mut largest) if name < largest.as_str() => {
+                *largest = name.to_owned();
+                true
+            }
+            _ => false,
         }
     }
 
-    /// Offers the names in a node that lie where their hashes say; returns its sub-shards.
-    fn visit(&mut self, shard: &HamtNode, place: Place) -> Result<Vec<(Cid, Place)>, DagError> {
-        let mut subs = Vec::new();
-        for (position, slot) in shard.slots() {
-            match slot {
-                Slot::Sub(entry) => subs.push((entry.cid, below(&entry.cid, place, *position)?)),
-                Slot::Value(name, _) => {
-                    if is_listed(name) && place.holds(NameHash::of(name), *position) {
-                        self.offer(name);
-                    }
-                }
+    /// Behind the first that does not belong to the page, none does.
+    fn offer_sorted(&mut self, names: &[Box<str>]) {
+        let first = self.after.map_or(0, |after| names.partition_point(|name| **name <= *after));
+        for name in &names[first..] {
+            if !self.offer(name) {
+                return;
             }
         }
-        Ok(subs)
+    }
+
+    fn offer_page(&mut self, other: Self) {
+        self.more |= other.more;
+        for name in other.smallest {
+            self.offer(&name);
+        }
     }
 
     fn finish(self) -> Listing {
@@ -290,4 +395,25 @@ impl Page<'_> {
 /// Whether a path can have such a component.
 pub(super) fn is_listed(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_too_many_to_be_remembered_still_make_a_page() {
+        let name = |n: usize| format!("{n:0200}");
+        let count = 2 * NAMES_BELOW_BYTES_MAX / 232;
+        let mut gathered = Gathered { names: Vec::new(), bytes: 0, page: Page::new(None, 3) };
+        (0..count).rev().for_each(|n| gathered.push(&name(n)));
+        assert!(gathered.names.is_empty());
+        let Below::Smallest(smallest) = gathered.finish() else { panic!("all were remembered") };
+        let mut page = Page::new(None, 4);
+        page.offer("1");
+        page.offer_page(smallest);
+        let listing = page.finish();
+        assert_eq!(listing.names, [name(0), name(1), name(2), "1".to_owned()]);
+        assert!(listing.more);
+    }
 }

@@ -18,7 +18,7 @@ use super::unixfs::{HAMT_FANOUT_MAX, Shard, UnixFs, UnixFsError};
 const HASH_BITS: u32 = 64;
 
 /// How many positions each node of a sharded directory has: a power of two from 8 to [`HAMT_FANOUT_MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fanout {
     bits: u32,
 }
@@ -61,7 +61,7 @@ impl NameHash {
 }
 
 /// Which node of a sharded directory: the hash bits that all names below it begin with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     fanout: Fanout,
     prefix: u64,

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # install.sh - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo,
-# buildah, umoci and docker-registry, newer clients from later Debian releases (each in a folder of its own), two
+# buildah, umoci, docker-registry and nginx, newer clients from later Debian releases (each in a folder of its own), two
 # Python clients, and Kubo built from its Go module. Root, Debian 12. What is there already is not installed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 
 export DEBIAN_FRONTEND=noninteractive
-packages="containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq"
+packages="containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq nginx-light openssl"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   # No service is started by its package: the scenes start their own.
