@@ -21,6 +21,7 @@ podman_() {
   timeout 60 podman --root "$W/store" --runroot "$W/run" --storage-driver vfs --runtime runc --cgroup-manager cgroupfs "$@"
 }
 docker_() { timeout 60 docker -H "unix://$W/docker/sock" "$@"; }
+oras_() { in_chroot trixie timeout 60 oras "$@" --plain-http --registry-config "$W/oras.json"; }
 ctr_() { timeout 60 ctr -a "$W/containerd.sock" "$@"; }
 
 mkdir -p "$W/docker"; echo '{}' >"$W/docker/daemon.json"
@@ -63,13 +64,23 @@ everybody_logs_in() {
   refuses ctr_ images pull --plain-http "$app:1"
   ctr_ images pull --plain-http --user "$user:$password" "$app:1" >/dev/null
   ctr_ images push --plain-http --user "$user:$password" "$app:ctr" "$app:1" >/dev/null
-  [ "$(skopeo list-tags --tls-verify=false "docker://$app" | jq -c .Tags)" = '["1","ctr","docker","podman"]' ] ||
+
+  rm -f "$W/oras.json"; echo "a note" >"$W/note"
+  refuses oras_ login -u "$user" -p wrong "$registry"
+  refuses oras_ push --disable-path-validation "$app:oras" "$W/note"
+  oras_ login -u "$user" -p "$password" "$registry" >/dev/null
+  oras_ push --disable-path-validation "$app:oras" "$W/note" >/dev/null
+  oras_ push --disable-path-validation --annotation is=gone "$app:gone" "$W/note" >/dev/null
+  oras_ manifest delete -f "$app:gone" >/dev/null
+  oras_ discover "$app:oras" >/dev/null
+  oras_ pull "$app:oras" -o "$W" >/dev/null
+  [ "$(skopeo list-tags --tls-verify=false "docker://$app" | jq -c .Tags)" = '["1","ctr","docker","oras","podman"]' ] ||
     fail "not every push is there"
 }
 
 registry_with a "{htpasswd: {realm: The Shoal, path: $W/htpasswd}}"
 everybody_logs_in "$a_registry"
-say "htpasswd: $(skopeo --version), $(podman --version), $(dockerd --version | cut -d, -f1), $(containerd --version | cut -d' ' -f1-3)"
+say "htpasswd: $(skopeo --version), $(podman --version), $(dockerd --version | cut -d, -f1), $(containerd --version | cut -d' ' -f1-3), oras $(in_chroot trixie oras version | awk '/^Version/ {print $2}')"
 
 openssl req -newkey rsa:2048 -nodes -keyout "$W/token.key" -x509 -subj /CN=tokens -days 1 -out "$W/token.pem" 2>/dev/null
 "$CLIENTS/token-server.py" "$W/token.key" "$W/token.pem" "$user" "$password" us >"$W/token.port" & PIDS+=("$!")
