@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# versus.sh [ROW...] - Shoal beside its peers on one machine, in one run: docker-registry, nginx, Kubo, a bare libp2p stream.
+# versus.sh [ROW...] - Shoal beside its peers on one machine, in one run: docker-registry, distribution 3, nginx,
+# Kubo, a bare libp2p stream.
 # Prints a line per row: the median of RUNS runs of each side, their ratio (above 1: Shoal is better), and its bar.
 #   rows: get push skopeo manifests blobs tls cold commit tags memory      MB=500 RUNS=5 LOG_LEVEL=warn
 # What a run is prepared with is on disk (sync) before its time is taken.
@@ -12,6 +13,13 @@ if [ -z "${BARE_STREAM:-}" ] && [[ " $ROWS " == *" cold "* ]]; then
   BARE_STREAM=$(cargo bench --manifest-path "$REPO/Cargo.toml" --bench bitswap --no-run --message-format json |
     jq -r 'select(.target.name? == "bitswap") | .executable // empty')
   export BARE_STREAM
+fi
+DISTRIBUTION_3=$TOOLS/distribution3
+if [ ! -x "$DISTRIBUTION_3" ] && [[ " $ROWS " == *" skopeo "* ]]; then
+  module=$(mktemp -d)
+  (cd "$module" && go mod init bench.local && go get -tool github.com/distribution/distribution/v3/cmd/registry@v3.0.0 &&
+    CGO_ENABLED=0 go build -o "$DISTRIBUTION_3" github.com/distribution/distribution/v3/cmd/registry) >/dev/null 2>&1
+  rm -rf "$module"
 fi
 offline "$@"
 MB=${MB:-500} RUNS=${RUNS:-5}
@@ -132,6 +140,9 @@ skopeo)
   }
   theirs() { sync; seconds push "$W/fresh$1:1" "$r_registry/bench/skopeo:1"; rm -rf "$W/fresh$1"; }
   in_turn ours theirs; row "skopeo push, 10 layers, $MB MB / docker-registry" "$A" "$B" s lower 1
+  DOCKER_REGISTRY=$DISTRIBUTION_3 registry_start d
+  theirs() { sync; seconds push "$W/fresh$1:1" "$d_registry/bench/skopeo:1"; rm -rf "$W/fresh$1"; }
+  in_turn ours theirs; row "skopeo push, 10 layers, $MB MB / distribution 3" "$A" "$B" s lower 1
   ;;
 manifests)
   ours() { rate_of "http://$a_registry/v2/bench/app/manifests/v1"; }; theirs() { rate_of "http://$r_registry/v2/bench/app/manifests/v1"; }

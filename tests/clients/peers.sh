@@ -68,14 +68,15 @@ docker_pull() {
 
 said_hello() { grep -q 'hello from the image' <<<"$1" || fail "the container said: $1"; }
 
-# registry_start NAME - a stock docker-registry with the filesystem driver below $W/NAME/data; sets NAME_registry.
+# registry_start NAME - a stock docker-registry with the filesystem driver below $W/NAME/data; sets NAME_registry. With
+# DOCKER_REGISTRY=… another program of the same kind.
 registry_start() {
   local name=$1 dir=$W/$1 port pid
   port=$(free_port)
   mkdir -p "$dir"
   printf 'version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: "%s/data"}}\nhttp: {addr: "127.0.0.1:%s", secret: test}\n' \
     "$dir" "$port" >"$dir/config.yml"
-  docker-registry serve "$dir/config.yml" >"$dir/log" 2>&1 & pid=$!
+  "${DOCKER_REGISTRY:-docker-registry}" serve "$dir/config.yml" >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
   declare -g "${name}_registry=127.0.0.1:$port" "${name}_pid=$pid"
   wait_for 10 "docker-registry starts" curl -sf "http://127.0.0.1:$port/v2/"
