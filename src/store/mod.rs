@@ -12,6 +12,7 @@
 //! Order of a durable write: packs synced, index flushed, then acknowledged.
 
 mod blockstore;
+mod buffers;
 mod compaction;
 mod database;
 mod hashed_set;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blockstore::{Blockstore, StoreStats};
+pub use buffers::{Buffer, Buffers};
 pub use hashed_set::HashedSet;
 pub use index::{DigestIndex, IndexEntry};
 pub use state::{Followed, KnownPeer, OwnRecord, State};

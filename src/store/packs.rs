@@ -11,11 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use bytes::Bytes;
 
 use super::StoreError;
+use super::buffers::Buffers;
 use super::record::{HEADER_BYTES, Header, KEY_BYTES_MAX, KIND_AT, Kind, MAGIC};
 use crate::ipld::Multihash;
 
 /// Segments that are written to at once, so that writers do not wait for each other.
 const OPEN_SEGMENTS: usize = 4;
+/// Buffers that blocks were read into and that wait to be used again.
+const BUFFERS_KEPT_BYTES_MAX: usize = 16 << 20;
 /// Slices of one vectored write; the system allows 1,024.
 const SLICES_MAX: usize = 512;
 /// What is searched at once for the next record behind a damaged one.
@@ -51,6 +54,7 @@ pub(super) struct Segment {
     sealed: AtomicBool,
     /// Being rewritten, or found damaged by who tried.
     claimed: AtomicBool,
+    buffers: Buffers,
 }
 
 impl Segment {
@@ -98,15 +102,22 @@ impl Segment {
 
     /// Reads a record whole and compares its checksum and key.
     pub(super) fn read(&self, key: &Multihash, location: Location) -> Result<Bytes, StoreError> {
-        let key_bytes = key.to_bytes().len();
-        let mut bytes = vec![0; HEADER_BYTES + key_bytes + location.body_bytes as usize];
+        let head_bytes = HEADER_BYTES + key.to_bytes().len();
+        let size_bytes = head_bytes + location.body_bytes as usize;
         let corrupt = || self.corrupt(key, location.offset);
-        self.file.read_exact_at(&mut bytes, location.offset).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => corrupt(),
-            _ => StoreError::io("read", &self.path, error),
-        })?;
+        let mut buffer = self.buffers.take(size_bytes);
+        while buffer.filled() < size_bytes {
+            let at = location.offset + buffer.filled() as u64;
+            match self.file.read_at(buffer.space(size_bytes, size_bytes), at) {
+                Ok(0) => return Err(corrupt()),
+                Ok(read_bytes) => buffer.advance(read_bytes),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(StoreError::io("read", &self.path, error)),
+            }
+        }
+        let bytes = buffer.freeze();
         let header = Header::decode(&bytes).filter(|header| header.key == *key).ok_or_else(corrupt)?;
-        let body = Bytes::from(bytes).slice(HEADER_BYTES + key_bytes..);
+        let body = bytes.slice(head_bytes..);
         if header.body_bytes != location.body_bytes || crc32fast::hash(&body) != header.body_crc {
             return Err(corrupt());
         }
@@ -184,6 +195,7 @@ pub(super) struct Packs {
     open: Vec<Mutex<Option<Arc<Segment>>>>,
     turn: AtomicU32,
     new_files: AtomicBool,
+    buffers: Buffers,
 }
 
 impl Packs {
@@ -192,12 +204,13 @@ impl Packs {
     pub(super) fn open(folder: &Path, segment_bytes_max: u64) -> Result<Self, StoreError> {
         let failed = |error| StoreError::io("open", folder, error);
         fs::create_dir_all(folder).map_err(failed)?;
+        let buffers = Buffers::new(BUFFERS_KEPT_BYTES_MAX);
         let mut segments = HashMap::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Some(id) = name.strip_suffix(".pack").and_then(|id| id.parse().ok()) else { continue };
-            segments.insert(id, Arc::new(open_segment(id, path)?));
+            segments.insert(id, Arc::new(open_segment(id, path, buffers.clone())?));
         }
         let next_id = segments.keys().max().map_or(0, |id| id + 1);
         Ok(Self {
@@ -208,6 +221,7 @@ impl Packs {
             open: (0..OPEN_SEGMENTS).map(|_| Mutex::default()).collect(),
             turn: AtomicU32::new(0),
             new_files: AtomicBool::new(false),
+            buffers,
         })
     }
 
@@ -295,7 +309,7 @@ impl Packs {
         let path = self.folder.join(format!("{id:08}.pack"));
         let created = File::options().read(true).write(true).create_new(true).open(&path);
         created.map_err(|error| StoreError::io("create", &path, error))?;
-        let segment = Arc::new(open_segment(id, path)?);
+        let segment = Arc::new(open_segment(id, path, self.buffers.clone())?);
         self.new_files.store(true, Ordering::Release);
         let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
         segments.insert(id, segment.clone());
@@ -346,7 +360,7 @@ impl Packs {
     }
 }
 
-fn open_segment(id: u32, path: PathBuf) -> Result<Segment, StoreError> {
+fn open_segment(id: u32, path: PathBuf, buffers: Buffers) -> Result<Segment, StoreError> {
     let opened = File::options().read(true).write(true).open(&path);
     let file = opened.map_err(|error| StoreError::io("open", &path, error))?;
     let end = file.metadata().map_err(|error| StoreError::io("open", &path, error))?.len();
@@ -359,6 +373,7 @@ fn open_segment(id: u32, path: PathBuf) -> Result<Segment, StoreError> {
         dirty: AtomicBool::new(false),
         sealed: AtomicBool::new(false),
         claimed: AtomicBool::new(false),
+        buffers,
     })
 }
 

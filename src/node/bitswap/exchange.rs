@@ -11,7 +11,6 @@ use libp2p::swarm::StreamProtocol;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::buffers::Buffers;
 use super::ledger::Ledgers;
 use super::message::{MESSAGE_BYTES_MAX, Version};
 use super::session::{Effects, Failure, FetchId, Sessions};
@@ -20,7 +19,7 @@ use crate::ipfs::{IpfsError, Want};
 use crate::ipld::block::IDENTITY;
 use crate::ipld::{Block, Cid, Multihash};
 use crate::node::streams::{Control, Incoming};
-use crate::store::Blockstore;
+use crate::store::{Blockstore, Buffers};
 use crate::tasks::Tasks;
 
 /// How often time is noticed while something is wanted.
@@ -29,6 +28,8 @@ const TICK: Duration = Duration::from_millis(100);
 const IDLE: Duration = Duration::from_secs(10);
 /// How long providers of a root are listened for.
 const FIND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Buffers of messages that wait to be used again.
+const BUFFERS_KEPT_BYTES_MAX: usize = 24 << 20;
 /// Providers that wait to be noticed.
 const FOUND_WAITING_MAX: usize = 16;
 
@@ -140,7 +141,7 @@ impl Exchange {
             receiving: Arc::new(Semaphore::new(limits.receive_bytes_max / 1024)),
             hashing: Arc::new(Semaphore::new(threads)),
             batches: Arc::new(Semaphore::new(limits.batches_max)),
-            buffers: Buffers::default(),
+            buffers: Buffers::new(BUFFERS_KEPT_BYTES_MAX),
             epoch: now(),
             counters: Counters::default(),
             limits,

@@ -4,7 +4,6 @@
 //! `ledger` (what peers want of us). `message` is the wire format. [`exchange`] owns
 //! the state; `receive` and `send` are the tasks that move it over streams.
 
-mod buffers;
 pub mod exchange;
 pub mod ledger;
 pub mod message;

@@ -1,17 +1,19 @@
-//! Buffers of messages, used again: a fresh one costs page faults and zeroing, which is felt at hundreds of MiB/s.
+//! Buffers of blocks and messages, used again: a fresh one costs page faults and zeroing, which is felt at hundreds of
+//! MiB/s.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Buffers that wait to be used again, in all, in bytes.
-const KEPT_BYTES_MAX: usize = 24 << 20;
 /// Smaller ones are not worth it.
 const POOLED_BYTES_MIN: usize = 128 * 1024;
 
 /// Cheap to clone; clones share the buffers.
-#[derive(Clone, Default)]
-pub(super) struct Buffers(Arc<Mutex<Kept>>);
+#[derive(Clone)]
+pub struct Buffers {
+    kept: Arc<Mutex<Kept>>,
+    kept_bytes_max: usize,
+}
 
 #[derive(Default)]
 struct Kept {
@@ -20,16 +22,21 @@ struct Kept {
 }
 
 /// A buffer that goes back when the last slice of its bytes is dropped.
-pub(super) struct Buffer {
+pub struct Buffer {
     bytes: Vec<u8>,
     filled: usize,
     home: Buffers,
 }
 
 impl Buffers {
+    /// Keeps buffers of no more than so many bytes in all while nobody uses them.
+    pub fn new(kept_bytes_max: usize) -> Self {
+        Self { kept: Arc::default(), kept_bytes_max }
+    }
+
     /// A buffer that can be filled to `size_bytes`. Memory that was never used before is taken as it is filled.
-    pub(super) fn take(&self, size_bytes: usize) -> Buffer {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn take(&self, size_bytes: usize) -> Buffer {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         // One that is much larger would keep memory that nobody counts.
         let fitting = kept.buffers.iter().position(|bytes| {
             size_bytes >= POOLED_BYTES_MIN && (size_bytes..=size_bytes * 2).contains(&bytes.capacity())
@@ -44,18 +51,18 @@ impl Buffers {
     }
 
     /// Gives the memory back.
-    pub(super) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
+    pub fn clear(&self) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Kept::default();
     }
 }
 
 impl Buffer {
-    pub(super) fn filled(&self) -> usize {
+    pub fn filled(&self) -> usize {
         self.filled
     }
 
     /// Where to read to next: up to `max_bytes`, and never past `size_bytes` in all.
-    pub(super) fn space(&mut self, size_bytes: usize, max_bytes: usize) -> &mut [u8] {
+    pub fn space(&mut self, size_bytes: usize, max_bytes: usize) -> &mut [u8] {
         if self.filled == self.bytes.len() {
             self.bytes.resize(size_bytes.min(self.filled + max_bytes), 0);
         }
@@ -63,12 +70,12 @@ impl Buffer {
         &mut self.bytes[self.filled..end]
     }
 
-    pub(super) fn advance(&mut self, read_bytes: usize) {
+    pub fn advance(&mut self, read_bytes: usize) {
         self.filled += read_bytes;
     }
 
     /// What was filled.
-    pub(super) fn freeze(self) -> Bytes {
+    pub fn freeze(self) -> Bytes {
         let filled = self.filled;
         Bytes::from_owner(self).slice(..filled)
     }
@@ -86,8 +93,8 @@ impl Drop for Buffer {
         if bytes.capacity() < POOLED_BYTES_MIN {
             return;
         }
-        let mut kept = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.bytes + bytes.capacity() <= KEPT_BYTES_MAX {
+        let mut kept = self.home.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.bytes + bytes.capacity() <= self.home.kept_bytes_max {
             kept.bytes += bytes.capacity();
             kept.buffers.push(bytes);
         }
@@ -97,6 +104,8 @@ impl Drop for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const KEPT_BYTES_MAX: usize = 24 << 20;
 
     fn filled(buffers: &Buffers, text: u8, size_bytes: usize) -> Bytes {
         let mut buffer = buffers.take(size_bytes);
@@ -111,13 +120,13 @@ mod tests {
 
     #[test]
     fn a_buffer_is_used_again_and_shows_nothing_of_its_past() {
-        let buffers = Buffers::default();
+        let buffers = Buffers::new(KEPT_BYTES_MAX);
         let first = filled(&buffers, 1, 200_000);
         let (address, slice) = (first.as_ptr(), first.slice(5..10));
         drop(first);
         assert_ne!(filled(&buffers, 2, 200_000).as_ptr(), address, "a slice of it is in use");
         drop(slice);
-        buffers.0.lock().unwrap().buffers.retain(|buffer| buffer.as_ptr() == address);
+        buffers.kept.lock().unwrap().buffers.retain(|buffer| buffer.as_ptr() == address);
         let again = filled(&buffers, 3, 150_000);
         assert_eq!(again.as_ptr(), address);
         assert_eq!(again, vec![3; 150_000]);
@@ -125,13 +134,13 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded_and_can_be_given_back() {
-        let buffers = Buffers::default();
+        let buffers = Buffers::new(KEPT_BYTES_MAX);
         let taken: Vec<Bytes> = (0..40).map(|_| filled(&buffers, 1, 1 << 20)).collect();
         drop(taken);
-        assert_eq!(buffers.0.lock().unwrap().bytes, KEPT_BYTES_MAX);
+        assert_eq!(buffers.kept.lock().unwrap().bytes, KEPT_BYTES_MAX);
         filled(&buffers, 1, 1000);
-        assert_eq!(buffers.0.lock().unwrap().buffers.len(), 24);
+        assert_eq!(buffers.kept.lock().unwrap().buffers.len(), 24);
         buffers.clear();
-        assert_eq!(buffers.0.lock().unwrap().bytes, 0);
+        assert_eq!(buffers.kept.lock().unwrap().bytes, 0);
     }
 }
