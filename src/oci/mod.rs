@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod name;
 pub mod platform;
 pub mod range;
+pub mod repository;
 pub mod route;
 pub mod storage;
 
@@ -19,4 +20,5 @@ pub use error::ErrorCode;
 pub use image_name::ImageName;
 pub use name::{Reference, RepoName, Tag};
 pub use platform::Platform;
+pub use repository::{Host, Repository};
 pub use route::Route;

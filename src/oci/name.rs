@@ -19,6 +19,8 @@ pub enum NameError {
     TooLong(usize),
     #[error("tag {0:?} is not valid: up to 128 of A-Z a-z 0-9 _ . -, not starting with . or -")]
     Tag(String),
+    #[error("registry name {0:?} is not valid: a host with a dot or a port is expected, such as docker.io")]
+    Host(String),
     #[error(transparent)]
     Digest(#[from] DigestError),
 }
