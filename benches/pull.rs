@@ -69,6 +69,7 @@ impl Fixture {
             upload_idle_timeout: Duration::from_secs(3600),
             delete_enabled: false,
             validation: Validation { image_blobs: true, index_manifests: true },
+            pull_through: None,
         };
         let mirror = runtime.block_on(async {
             Mirror::start(&tasks, &store, Arc::new(Nobody), &broadcast::channel(1).0, config).await.unwrap()

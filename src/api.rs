@@ -15,8 +15,22 @@ pub struct Status {
     pub own: Option<Own>,
     pub readonly: Vec<Readonly>,
     pub store: Store,
+    /// What is being pulled through.
+    pub fills: Vec<Fill>,
     pub transfers: Transfers,
     pub tasks: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fill {
+    /// With its registry before it.
+    pub repository: String,
+    pub digest: String,
+    /// Absent until the source has told it.
+    pub size_bytes: Option<u64>,
+    pub received_bytes: u64,
+    /// Where the bytes come from, as in `x-shoal-source`.
+    pub from: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -78,6 +92,28 @@ pub struct Collected {
     pub links: u64,
     pub blocks: u64,
     pub bytes: u64,
+}
+
+/// `GET /v0/cache`: each of the list.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CachedImage {
+    /// With its registry before it.
+    pub repository: String,
+    pub digest: String,
+    pub tags: Vec<String>,
+    /// Of the manifest and of the blobs that are here.
+    pub size_bytes: u64,
+    pub missing_blobs: usize,
+    /// Seconds since 1970; 0 if that is not known.
+    pub used_at_s: u64,
+    pub pinned: bool,
+}
+
+/// `POST /v0/cache/prefetch?image=…&platform=…`, which returns when all has come, and `…/pin`, `…/unpin`, `…/evict`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    /// `false`: it was so already, or there is no such image.
+    pub changed: bool,
 }
 
 /// `GET /v0/resolve?name=…`

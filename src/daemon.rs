@@ -23,10 +23,13 @@ use crate::ipfs::Ipfs;
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, MirrorConfig, MirrorError, PublishState, Signer, chain};
+use crate::mirror::{
+    FillStatus, Mirror, MirrorConfig, MirrorError, PublishState, PullThroughConfig, Signer, chain,
+};
 use crate::node::{self, NodeClient, NodeConfig, NodeError};
-use crate::store::{Store, StoreError, StoreOptions, off_thread};
+use crate::store::{CACHE_FOLDER, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
+use crate::upstream::{UpstreamError, Upstreams};
 
 /// What the parts below the servers have to end in, beyond what requests left of their time.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,6 +53,8 @@ pub enum DaemonError {
     Auth(#[from] AuthError),
     #[error("cannot make the control socket")]
     Socket(#[source] std::io::Error),
+    #[error(transparent)]
+    Upstream(Box<UpstreamError>),
     #[error(transparent)]
     Mirror(#[from] MirrorError),
 }
@@ -104,8 +109,8 @@ async fn end(running: &Running, drain_timeout: Duration) -> Result<(), StoreErro
     if aborted > 0 {
         tracing::warn!(tasks = aborted, "not everything ended in time");
     }
-    let store = running.store.clone();
-    off_thread(move || store.close()).await
+    let stores = std::iter::once(running.store.clone()).chain(running.cache.clone()).collect::<Vec<_>>();
+    off_thread(move || stores.iter().try_for_each(Store::close)).await
 }
 
 /// SIGTERM and SIGINT.
@@ -130,6 +135,8 @@ impl Stop {
 /// A daemon that serves.
 struct Running {
     store: Store,
+    /// What was pulled through.
+    cache: Option<Store>,
     node: NodeClient,
     mirror: Mirror,
     tasks: Tasks,
@@ -167,15 +174,9 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let signer = signer(&keystore, &config, fresh)?;
     let readonly = readonly(&keystore, &config)?;
 
-    let node_config = NodeConfig {
-        listen: config.p2p.listen,
-        announce: config.p2p.announce,
-        bootstrap: config.p2p.bootstrap,
-        peers: config.p2p.peers,
-        followed: readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect(),
-        agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
-        connections_max: config.limits.p2p_connections_max,
-    };
+    let pull_through = pull_through(&config, identity.public().to_peer_id().to_base58()).await?;
+    let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
+    let node_config = node_config(&config, &readonly, signer.as_ref());
     let node = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = MirrorConfig {
         signer,
@@ -184,12 +185,14 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         upload_idle_timeout: config.limits.upload_idle_timeout,
         delete_enabled: config.store.delete_enabled,
         validation: config.validation,
+        pull_through,
     };
     let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
     let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;
 
     let running = Arc::new(Running {
         store,
+        cache,
         node,
         mirror: mirror.clone(),
         tasks: tasks.clone(),
@@ -210,6 +213,33 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
+}
+
+fn node_config(config: &Config, readonly: &[IpnsName], signer: Option<&Signer>) -> NodeConfig {
+    NodeConfig {
+        listen: config.p2p.listen.clone(),
+        announce: config.p2p.announce.clone(),
+        bootstrap: config.p2p.bootstrap.clone(),
+        peers: config.p2p.peers.clone(),
+        followed: readonly.iter().copied().chain(signer.map(Signer::name)).collect(),
+        agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
+        connections_max: config.limits.p2p_connections_max,
+    }
+}
+
+/// What is needed to mirror other registries, if any is mirrored.
+async fn pull_through(config: &Config, identity: String) -> Result<Option<PullThroughConfig>, DaemonError> {
+    if config.pull_through.is_off() {
+        return Ok(None);
+    }
+    let folder = config.store.root_directory.join(CACHE_FOLDER);
+    let store = off_thread(move || Store::open(&folder, StoreOptions::default())).await;
+    let upstreams = Upstreams::new(config.pull_through.clone(), &identity);
+    Ok(Some(PullThroughConfig {
+        store: store.map_err(DaemonError::Store)?,
+        upstreams: upstreams.map_err(|error| DaemonError::Upstream(Box::new(error)))?,
+        quota_bytes: config.store.quota_bytes,
+    }))
 }
 
 fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
@@ -248,6 +278,16 @@ impl Running {
         let addresses: Vec<String> = self.node.listen_addresses().iter().map(ToString::to_string).collect();
         let ipns = self.mirror.status().own.map(|own| own.name.to_string()).unwrap_or_default();
         format!("ready registry={} p2p={} ipns={ipns}", self.registry, addresses.join(","))
+    }
+}
+
+fn describe_fill(fill: FillStatus) -> api::Fill {
+    api::Fill {
+        repository: fill.repository.to_string(),
+        digest: fill.digest.to_string(),
+        size_bytes: fill.size_bytes,
+        received_bytes: fill.received_bytes,
+        from: fill.from.map(|from| from.to_string()),
     }
 }
 
@@ -295,6 +335,7 @@ impl Daemon for Running {
                 live_bytes: store.live_bytes,
                 disk_bytes: store.disk_bytes,
             },
+            fills: mirror.fills.into_iter().map(describe_fill).collect(),
             transfers: api::Transfers {
                 uploads: mirror.uploads,
                 downloads: mirror.downloads,

@@ -51,3 +51,25 @@ pub trait Ipfs: Send + Sync + 'static {
     /// Puts a record, ours or one that we keep alive; returns when enough peers hold it.
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError>;
 }
+
+/// No network at all: for what must never be asked for anywhere.
+pub struct Nowhere;
+
+#[async_trait]
+impl Ipfs for Nowhere {
+    async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
+        Err(IpfsError::NoProvider(Box::new(want.cid)))
+    }
+
+    async fn provide(&self, _: &[Cid]) -> Result<(), IpfsError> {
+        Ok(())
+    }
+
+    async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError> {
+        Err(IpfsError::NoRecord(Box::new(*name)))
+    }
+
+    async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
+        Err(IpfsError::NoPeers(record.name().to_string()))
+    }
+}

@@ -13,7 +13,8 @@
 //! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
 //! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
-//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing | `oci`, `ipld`, `ipfs`, `store`, `dag` |
+//! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
+//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing, pull-through | `oci`, `ipld`, `ipfs`, `store`, `dag`, `upstream` |
 //! | [`auth`] | who may do what: passwords, tokens, anonymous pull | `oci` |
 //! | [`http`] | the registry API, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `mirror`, `auth`, `api` |
 //! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
@@ -27,7 +28,7 @@
 //!
 //! `config`, `tasks` and `metrics` are open to all but the pure parts. `tests/architecture.rs` holds the code to this table.
 //!
-//! # Five flows
+//! # Six flows
 //!
 //! *A pull, found at a readonly root.* [`http`] reads a route and asks [`mirror::Mirror::manifest`]; the sources are asked
 //! in order, the own root first; for a readonly root the path of distribution's layout is walked by [`dag::Tree`], each
@@ -37,6 +38,11 @@
 //! *A push.* Bytes go into the blockstore as they come, hashed on two levels; the closing `PUT` compares the digest, and
 //! one commit puts the blob into the own tree: pack synced, index flushed, root on disk, then `201`. Publishing follows
 //! behind: new roots become one signed record, its sequence on disk before it leaves.
+//!
+//! *A pull-through.* What no tree has is looked for at the registry that the request means. A tag is confirmed by a `HEAD`
+//! unless that was done within its time to live; a manifest or blob becomes one fill, however many ask: its bytes go to all
+//! readers as they come and, as a push would, into a second store with a tree of its own, whose blocks no stranger gets.
+//! Its last byte goes out, and its commit is made, only if the digest matched.
 //!
 //! *A want from a peer.* A stream of the swarm → Bitswap message → the peer's ledger → the blockstore → at most a budget of
 //! blocks back. Nothing above [`store`] takes part, and a peer's want never makes us fetch.
@@ -61,7 +67,8 @@
 //!
 //! # Words
 //!
-//! *Root*: the top CID of a published tree. *Source*: a place to look, the own root or a readonly one. *Follow*: keeping
+//! *Root*: the top CID of a published tree. *Source*: a place to look, the own root or a readonly one. *Upstream*: a registry that is
+//! mirrored. *Fill*: a blob on its way from there. *Follow*: keeping
 //! a name's newest root. *Want*: a block somebody waits for. *Session*: whom to ask for the blocks of one DAG. *Ledger*:
 //! what a peer wants of us. Verbs: `get` is local, `fetch` is the network, `lookup` walks a tree, `resolve` is a name.
 
@@ -84,3 +91,4 @@ pub mod node;
 pub mod oci;
 pub mod store;
 pub mod tasks;
+pub mod upstream;

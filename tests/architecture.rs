@@ -18,7 +18,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &["oci", "ipld"]),
     ("node", &["ipld", "ipfs", "store"]),
     ("dag", &["ipld", "ipfs", "store"]),
-    ("mirror", &["oci", "ipld", "ipfs", "store", "dag"]),
+    ("upstream", &["oci"]),
+    ("mirror", &["oci", "ipld", "ipfs", "store", "dag", "upstream"]),
     ("auth", &["oci"]),
     ("http", &["oci", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
@@ -35,8 +36,9 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
+    ("reqwest", &["upstream"]),
     ("tar", &["cli"]),
-    ("tokio", &["tasks", "store", "node", "dag", "mirror", "http", "auth", "cli", "daemon"]),
+    ("tokio", &["tasks", "store", "node", "dag", "upstream", "mirror", "http", "auth", "cli", "daemon"]),
 ];
 
 /// A file longer than this wants a room of its own.

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use jiff::SignedDuration;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
-use serde_json::Value;
 
 use super::{
     Config, ConfigError, Limits, NamesConfig, P2pConfig, StoreConfig, Validation, Warning, auth, http, log,
-    raw,
+    mirror, raw,
 };
 
 /// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
@@ -21,6 +21,8 @@ const BOOTSTRAP: &[&str] = &[
     "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
 ];
 const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
+/// Less would hold hardly an image.
+const QUOTA_BYTES_MIN: u64 = 64 << 20;
 const RECORD_VALIDITY: &str = "8760h";
 /// Readers may be away for a while, and clocks differ.
 const RECORD_VALIDITY_MIN: Duration = Duration::from_secs(3600);
@@ -38,6 +40,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
         store: StoreConfig {
             root_directory: root_directory(storage.rootdirectory),
             delete_enabled: raw.storage.delete.enabled.unwrap_or(true),
+            quota_bytes: quota(storage.quota.as_deref().unwrap_or_default())?,
         },
         validation: validation(raw.validation)?,
         names: NamesConfig {
@@ -47,6 +50,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
             record_validity: record_validity(storage.recordvalidity.as_deref().unwrap_or(RECORD_VALIDITY))?,
         },
         p2p: p2p(raw.p2p)?,
+        pull_through: mirror::check(raw.mirror, &raw.proxy, warnings)?,
         limits: Limits::default(),
     })
 }
@@ -75,26 +79,12 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
             options(|options| &options.ethnodeurl),
             "leave it empty",
         ),
-        ("storage.ipfs.quota", text(&raw.storage.ipfs.quota), "leave it empty for no limit"),
         ("p2p.swarmkey", text(&raw.p2p.swarmkey), "leave it empty for the public network"),
     ];
     for (key, value, instead) in refused {
         if let Some(value) = value {
             return Err(value_error(key, &value, &format!("not supported by this version: {instead}")));
         }
-    }
-    let is_set = |value: &Value| {
-        !matches!(value, Value::Null) && value.as_object().is_none_or(|keys| !keys.is_empty())
-    };
-    let ignored = [
-        ("proxy.remoteurl", text(&raw.proxy.remoteurl).is_some()),
-        ("mirror.defaultregistry", text(&raw.mirror.defaultregistry).is_some()),
-        ("mirror.registries", is_set(&raw.mirror.registries)),
-    ];
-    for (key, _) in ignored.iter().filter(|(_, set)| *set) {
-        warnings.push(Warning(format!(
-            "config key {key}: this version does not pull through from registries; it is ignored"
-        )));
     }
     for entry in raw.middleware.repository.iter().flatten() {
         if entry.name.as_deref() != Some("ipfs") {
@@ -118,6 +108,18 @@ fn root_directory(configured: Option<String>) -> PathBuf {
         return "/var/lib/shoal".into();
     }
     std::env::home_dir().unwrap_or_default().join(".local/share/shoal")
+}
+
+fn quota(text: &str) -> Result<Option<u64>, ConfigError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = text.parse::<ByteSize>().ok().map(|size| size.as_u64());
+    let wrong = || {
+        let reason = "a size of 64MiB or more is expected, such as 50GiB; leave it empty for no limit";
+        value_error("storage.ipfs.quota", text, reason)
+    };
+    parsed.filter(|bytes| *bytes >= QUOTA_BYTES_MIN).map(Some).ok_or_else(wrong)
 }
 
 fn validation(raw: raw::Validation) -> Result<Validation, ConfigError> {

@@ -8,6 +8,7 @@ mod check;
 mod env;
 mod http;
 mod log;
+mod mirror;
 mod raw;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use serde_json::Value;
 pub use auth::{AuthConfig, AuthMethod, TokenConfig};
 pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
 pub use log::{LogConfig, LogLevel};
+pub use mirror::{Credentials, PullThrough, RegistryConfig, Secret};
 
 /// Every key with its default, and what each means.
 pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
@@ -34,6 +36,7 @@ pub struct Config {
     pub validation: Validation,
     pub names: NamesConfig,
     pub p2p: P2pConfig,
+    pub pull_through: PullThrough,
     pub limits: Limits,
 }
 
@@ -42,6 +45,8 @@ pub struct StoreConfig {
     pub root_directory: PathBuf,
     /// Whether clients may delete what they pushed.
     pub delete_enabled: bool,
+    /// Bytes that what was pulled through may take; `None`: no limit.
+    pub quota_bytes: Option<u64>,
 }
 
 /// What of a manifest's content must be there before it is taken.
@@ -192,9 +197,11 @@ fn parse(file: Value, warnings: &mut Vec<Warning>) -> Result<raw::Raw, ConfigErr
             warnings.push(Warning(format!("config key {key} has no meaning here and is ignored")));
             continue;
         }
-        let hint = nearest(&key, paths(schema()).iter().map(String::as_str))
-            .map(|known| format!(": did you mean {known}?"))
-            .unwrap_or_default();
+        let hint = match key.strip_prefix("mirror.registries.").and_then(|below| below.rsplit_once('.')) {
+            Some((_, word)) => nearest(word, mirror::REGISTRY_KEYS.iter().copied()).map(str::to_owned),
+            None => nearest(&key, paths(schema()).iter().map(String::as_str)).map(str::to_owned),
+        };
+        let hint = hint.map(|known| format!(": did you mean {known}?")).unwrap_or_default();
         return Err(ConfigError::UnknownKey { key, hint });
     }
     Ok(raw)
@@ -227,9 +234,7 @@ const OF_DISTRIBUTION: &[&str] = &[
     "middleware.registry",
     "middleware.storage",
     "proxy.exec",
-    "proxy.password",
     "proxy.ttl",
-    "proxy.username",
     "catalog",
     "health",
     "notifications",

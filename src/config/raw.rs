@@ -7,6 +7,7 @@ use serde::de::{self, Deserializer};
 use serde_json::{Map, Value};
 
 use super::auth::RawAuth;
+use super::mirror::RawMirror;
 
 /// The whole file. A section that is absent or empty has its defaults.
 #[derive(Debug, Default, Deserialize)]
@@ -29,7 +30,7 @@ pub(super) struct Raw {
     #[serde(deserialize_with = "section")]
     pub(super) p2p: P2p,
     #[serde(deserialize_with = "section")]
-    pub(super) mirror: Mirror,
+    pub(super) mirror: RawMirror,
     #[serde(deserialize_with = "section")]
     pub(super) validation: Validation,
 }
@@ -172,6 +173,8 @@ pub(super) struct MiddlewareOptions {
 #[serde(default)]
 pub(super) struct Proxy {
     pub(super) remoteurl: Option<String>,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -187,14 +190,6 @@ pub(super) struct P2p {
     pub(super) peers: Option<Vec<String>>,
     pub(super) swarmkey: Option<String>,
     pub(super) mdns: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Mirror {
-    pub(super) defaultregistry: Option<String>,
-    #[serde(deserialize_with = "section")]
-    pub(super) registries: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -88,6 +88,11 @@ impl FileWriter {
         Ok(Some(stored.map_err(|_| DagError::Cancelled("writing a leaf"))??.cid))
     }
 
+    /// What is behind the whole leaves, in the parts in which it came.
+    pub fn open_parts(&self) -> &[Bytes] {
+        self.chunker.open().parts()
+    }
+
     pub fn leaves(&self) -> &[Cid] {
         &self.leaves
     }

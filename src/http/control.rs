@@ -47,7 +47,8 @@ pub fn control_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>)
         .route("/v0/publish", post(publish))
         .route("/v0/gc", post(collect_garbage))
         .fallback_service(registry)
-        .with_state(Shared { mirror, metrics, daemon })
+        .with_state(Shared { mirror: mirror.clone(), metrics, daemon })
+        .merge(super::cache::router(mirror))
 }
 
 /// What monitoring asks: nothing here changes anything. The metrics are at `metrics_path`, if they are anywhere.
@@ -107,7 +108,7 @@ async fn collect_garbage(State(shared): State<Shared>) -> Response {
     }
 }
 
-fn failure(status: StatusCode, error: String) -> Response {
+pub(super) fn failure(status: StatusCode, error: String) -> Response {
     (status, Json(api::Failure { error })).into_response()
 }
 

@@ -24,6 +24,10 @@ pub(super) enum Failure {
     Mirror(#[from] MirrorError),
     #[error("{1} is unknown here")]
     Unknown(Thing, String),
+    /// A mirrored registry did not deliver. Clients go elsewhere upon 404; any other status would be taken for the answer
+    /// of the registry itself, and some are asked again at once.
+    #[error("{what} could not be had")]
+    Missed { thing: Thing, what: String, cause: Box<MirrorError> },
     #[error("the range lies outside of the blob")]
     Range { size_bytes: u64 },
     #[error("{0}")]
@@ -41,9 +45,19 @@ pub(super) enum Thing {
     Manifest,
     Blob,
     Repository,
+    Registry,
 }
 
 impl Failure {
+    /// What a client is told when the registry that it means, or a fill from it, failed.
+    pub(super) fn of_mirror(thing: Thing, what: impl FnOnce() -> String, cause: MirrorError) -> Self {
+        if cause.is_of_upstream() {
+            Self::Missed { thing, what: what(), cause: Box::new(cause) }
+        } else {
+            cause.into()
+        }
+    }
+
     fn classify(&self) -> (StatusCode, ErrorCode) {
         match self {
             Self::Route(error) => match error {
@@ -58,9 +72,15 @@ impl Failure {
                 RouteError::Number(_) => (StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid),
             },
             Self::Mirror(error) => classify(error),
+            Self::Missed { thing: Thing::Manifest, .. } => {
+                (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown)
+            }
+            Self::Missed { .. } => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
             Self::Unknown(Thing::Manifest, _) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
             Self::Unknown(Thing::Blob, _) => (StatusCode::NOT_FOUND, ErrorCode::BlobUnknown),
-            Self::Unknown(Thing::Repository, _) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+            Self::Unknown(Thing::Repository | Thing::Registry, _) => {
+                (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
+            }
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::SizeInvalid),
             Self::BadUpload(_) => (StatusCode::BAD_REQUEST, ErrorCode::BlobUploadInvalid),
             Self::Late(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
@@ -101,6 +121,21 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         MirrorError::Dag(error) if error.is_fetch() => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
+        MirrorError::Upstream(_)
+        | MirrorError::Late { .. }
+        | MirrorError::TooManyFills(_)
+        | MirrorError::WrongSize { .. }
+        | MirrorError::Short { .. }
+        | MirrorError::Unfinishable { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
+        MirrorError::Fill(error) => classify(error),
+        MirrorError::FillBroken { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+        MirrorError::NotMirrored(_) | MirrorError::NoImage(_) | MirrorError::Name(_) => {
+            (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
+        }
+        MirrorError::TooManyPins(_) | MirrorError::Platform(_) => {
+            (StatusCode::CONFLICT, ErrorCode::Unsupported)
+        }
+        MirrorError::NotFreed(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
         MirrorError::Tree { .. }
         | MirrorError::Forged { .. }
         | MirrorError::NoManifest { .. }
@@ -114,10 +149,17 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (status, code) = self.classify();
         let message = chain(&self);
+        let detail = match &self {
+            Self::Missed { cause, .. } => Some(chain(&**cause)),
+            _ => None,
+        };
+        if let Some(detail) = &detail {
+            tracing::info!(%message, error = %detail, "missed: the client is sent elsewhere");
+        }
         if status.is_server_error() {
             tracing::warn!(status = status.as_u16(), error = %message, "request failed");
         }
-        let mut response = Response::new(Body::from(code.body(&message)));
+        let mut response = Response::new(Body::from(code.body_with(&message, detail.as_deref())));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 mod admission;
+mod cache;
 mod connection;
 pub mod control;
 mod deadline;
@@ -79,10 +80,10 @@ async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Resp
     match route {
         Route::Version => Ok(json("{}".to_owned())),
         Route::GetManifest { repo, reference, head } => {
-            pull::manifest(&mirror, &repo, &reference, head, request.headers()).await
+            pull::manifest(&mirror, &repo, &reference, head, &asking(&request)?).await
         }
         Route::GetBlob { repo, digest, head } => {
-            pull::blob(&mirror, &metrics, &repo, &digest, head, request.headers()).await
+            pull::blob(&mirror, &metrics, &repo, &digest, head, &asking(&request)?).await
         }
         Route::ListTags { repo, page } => listing::tags(&mirror, &repo, &page).await,
         Route::ListReferrers { repo, subject, artifact_type, page } => {
@@ -103,6 +104,10 @@ async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Resp
             Ok(StatusCode::NO_CONTENT.into_response())
         }
     }
+}
+
+fn asking(request: &Request) -> Result<pull::Asking, Failure> {
+    pull::Asking::read(request.uri().query(), request.headers().clone())
 }
 
 fn json(body: String) -> Response {

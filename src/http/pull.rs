@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RANGE,
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HOST,
+    IF_NONE_MATCH, RANGE, VIA, WARNING,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
@@ -11,24 +12,70 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::error::{Failure, Thing};
 use super::{CONTENT_DIGEST, set};
 use crate::metrics::Metrics;
-use crate::mirror::{Mirror, chain};
+use crate::mirror::{Asked, Mirror, Served, chain};
 use crate::oci::range::RangeRequest;
-use crate::oci::{Digest, Reference, RepoName};
+use crate::oci::{Digest, Host, Reference, RepoName};
 
-/// Of ours: the root that answered, `own` or an IPNS name.
+/// The registry that a request was answered for (distribution specification, "Registry Proxying").
+const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+/// RFC 7234, section 5.5.1: what is said of an answer that upstream did not confirm in time.
+const STALE: &str = "110 shoal \"upstream did not answer\"";
+/// Of ours: where it was found: `own`, an IPNS name, `cache` or `upstream=HOST`.
 const SOURCE: HeaderName = HeaderName::from_static("x-shoal-source");
+
+/// Who is asked for what, besides the path.
+pub(super) struct Asking {
+    pub(super) headers: HeaderMap,
+    /// By `?ns=`.
+    registry: Option<Host>,
+    /// It is ourselves.
+    is_ours: bool,
+}
+
+impl Asking {
+    /// A registry that cannot be one is unknown; one that is ourselves has nothing but what is here.
+    pub(super) fn read(query: Option<&str>, headers: HeaderMap) -> Result<Self, Failure> {
+        let named = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        let named = named.into_iter().find(|(key, _)| key == "ns").map(|(_, value)| value);
+        let unknown = |named: &str| Failure::Unknown(Thing::Registry, format!("registry {named:?}"));
+        let registry = match named.as_deref() {
+            Some(named) => Some(named.parse::<Host>().map_err(|_| unknown(named))?),
+            None => None,
+        };
+        let is_ourselves = |registry: &Host| text(&headers, &HOST) == Some(registry.as_str());
+        let is_ours = registry.as_ref().is_some_and(is_ourselves);
+        Ok(Self { headers, registry, is_ours })
+    }
+
+    fn asked<'a>(&'a self, repo: &'a RepoName) -> Asked<'a> {
+        let registry = self.registry.as_ref();
+        Asked { repo, registry, via: text(&self.headers, &VIA), is_ours: self.is_ours }
+    }
+
+    fn echo(&self, headers: &mut HeaderMap) {
+        if let Some(registry) = &self.registry {
+            set(headers, NAMESPACE, registry.as_str());
+        }
+    }
+}
+
+/// Whether a range leaves the beginning out.
+fn resumes(range: &str) -> bool {
+    range.strip_prefix("bytes=").is_some_and(|range| !range.starts_with("0-"))
+}
 
 pub(super) async fn manifest(
     mirror: &Mirror,
     repo: &RepoName,
     reference: &Reference,
     head: bool,
-    asked: &HeaderMap,
+    request: &Asking,
 ) -> Result<Response, Failure> {
-    let found = mirror.manifest(repo, reference).await?;
-    let (manifest, origin) =
-        found.ok_or_else(|| Failure::Unknown(Thing::Manifest, format!("manifest {repo}:{reference}")))?;
-    if matches_etag(asked, &manifest.digest) {
+    let what = || format!("manifest {repo}:{reference}");
+    let found = mirror.manifest(&request.asked(repo), reference, !head).await;
+    let found = found.map_err(|error| Failure::of_mirror(Thing::Manifest, what, error))?;
+    let Served { manifest, origin, age } = found.ok_or_else(|| Failure::Unknown(Thing::Manifest, what()))?;
+    if matches_etag(&request.headers, &manifest.digest) {
         return Ok(not_modified(&manifest.digest));
     }
     let size_bytes = manifest.bytes.len();
@@ -38,6 +85,13 @@ pub(super) async fn manifest(
     set(headers, SOURCE, origin.to_string());
     set(headers, CONTENT_TYPE, manifest.media_type);
     set(headers, CONTENT_LENGTH, size_bytes.to_string());
+    request.echo(headers);
+    if let Some(age) = age {
+        set(headers, AGE, age.since_confirmed.as_secs().to_string());
+        if age.stale {
+            headers.insert(WARNING, HeaderValue::from_static(STALE));
+        }
+    }
     Ok(response)
 }
 
@@ -47,19 +101,23 @@ pub(super) async fn blob(
     repo: &RepoName,
     digest: &Digest,
     head: bool,
-    asked: &HeaderMap,
+    request: &Asking,
 ) -> Result<Response, Failure> {
+    let (headers, asked) = (&request.headers, request.asked(repo));
+    // Ranges are defined for GET only (RFC 9110, section 14.2).
+    let asked_range = text(headers, &RANGE).filter(|_| !head);
     // Who asks for the header only is about to push what names it.
-    let found =
-        if head { mirror.blob_to_be_named(repo, digest).await? } else { mirror.blob(repo, digest).await? };
-    let (blob, origin) =
-        found.ok_or_else(|| Failure::Unknown(Thing::Blob, format!("blob {digest} of {repo}")))?;
-    if matches_etag(asked, digest) {
+    let found = match head {
+        true => mirror.blob_to_be_named(&asked, digest).await,
+        false => mirror.blob(&asked, digest, asked_range.is_some_and(resumes)).await,
+    };
+    let what = || format!("blob {digest} of {repo}");
+    let found = found.map_err(|error| Failure::of_mirror(Thing::Blob, what, error))?;
+    let (blob, origin) = found.ok_or_else(|| Failure::Unknown(Thing::Blob, what()))?;
+    if matches_etag(headers, digest) {
         return Ok(not_modified(digest));
     }
     let size_bytes = blob.size_bytes;
-    // Ranges are defined for GET only (RFC 9110, section 14.2).
-    let asked_range = text(asked, &RANGE).filter(|_| !head);
     let (status, range) = match RangeRequest::parse(asked_range, size_bytes) {
         RangeRequest::Whole => (StatusCode::OK, 0..size_bytes),
         RangeRequest::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
@@ -72,7 +130,7 @@ pub(super) async fn blob(
         let (sent, digest) = (metrics.blob_sent_bytes.clone(), *digest);
         let mut bytes = mirror.read(&blob, range.clone());
         // What cannot be had at all, or is not what it is named by, is an answer of its own.
-        let first = bytes.try_next().await?;
+        let first = bytes.try_next().await.map_err(|error| Failure::of_mirror(Thing::Blob, what, error))?;
         // An error behind it breaks the body off short of its length: the client sees that, and may resume elsewhere.
         Body::from_stream(
             stream::iter(first.map(Ok))
@@ -94,6 +152,7 @@ pub(super) async fn blob(
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));
     set(headers, CONTENT_LENGTH, length.to_string());
+    request.echo(headers);
     if status == StatusCode::PARTIAL_CONTENT {
         set(headers, CONTENT_RANGE, format!("bytes {}-{}/{size_bytes}", range.start, range.end - 1));
     }

@@ -16,9 +16,8 @@ use crate::dag::{DagError, Edit, Entry, Keep, Tree};
 use crate::ipfs::Want;
 use crate::ipld::Block;
 use crate::ipld::block::RAW;
-use crate::ipld::ipns::IpnsName;
 use crate::oci::Digest;
-use crate::store::{State, off_thread};
+use crate::store::{RootRow, State, off_thread};
 use crate::tasks::Tasks;
 
 /// Commits that may wait for the writer; a further one waits at the door.
@@ -157,14 +156,20 @@ impl Commits {
         tree: Tree,
         state: State,
         leases: Arc<Leases>,
-        name: IpnsName,
+        row: impl Into<RootRow>,
         root: Cid,
     ) -> Self {
         let (requests, inbox) = mpsc::channel(COMMITS_QUEUED_MAX);
         let committed = watch::Sender::new(Committed { root, fresh: Vec::new() });
         let replaced = Arc::<Replaced>::default();
-        let writer =
-            Writer { tree, state, leases, name, committed: committed.clone(), replaced: replaced.clone() };
+        let writer = Writer {
+            tree,
+            state,
+            leases,
+            row: row.into(),
+            committed: committed.clone(),
+            replaced: replaced.clone(),
+        };
         tasks.spawn("commit", |stop| writer.run(inbox, stop));
         Self { requests, committed, replaced }
     }
@@ -224,7 +229,7 @@ struct Writer {
     tree: Tree,
     state: State,
     leases: Arc<Leases>,
-    name: IpnsName,
+    row: RootRow,
     committed: watch::Sender<Committed>,
     replaced: Arc<Replaced>,
 }
@@ -323,8 +328,8 @@ impl Writer {
     }
 
     async fn set(&self, root: Cid) -> Result<(), DagError> {
-        let (state, name) = (self.state.clone(), self.name);
-        Ok(off_thread(move || state.set_own_root(&name, &root)).await?)
+        let (state, row) = (self.state.clone(), self.row);
+        Ok(off_thread(move || state.set_root(row, &root)).await?)
     }
 }
 

@@ -78,6 +78,16 @@ impl Inner {
         ParsedManifest::parse(None, &manifest.bytes).ok()
     }
 
+    /// The tags of a repository of the own tree that point to a manifest.
+    pub(super) async fn tags_pointing_to(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Vec<Tag>, MirrorError> {
+        let root = self.own().await?.commits.root();
+        self.tags_that_point_to(&root, repo, digest).await
+    }
+
     async fn tags_that_point_to(
         &self,
         root: &Cid,

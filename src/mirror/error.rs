@@ -1,13 +1,17 @@
 //! What goes wrong with a pull or a push.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Origin;
 use crate::dag::DagError;
 use crate::ipld::ipns::IpnsName;
 use crate::oci::manifest::ManifestError;
-use crate::oci::{Digest, RepoName};
+use crate::oci::name::NameError;
+use crate::oci::platform::PlatformError;
+use crate::oci::{Digest, RepoName, Repository};
 use crate::store::StoreError;
+use crate::upstream::UpstreamError;
 
 /// What went wrong, as far as somebody tells it apart.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +65,80 @@ pub enum MirrorError {
     Tree { path: String, what: &'static str },
     #[error("the push could not be committed")]
     Commit(#[source] Arc<DagError>),
+    #[error("{0} blobs are being pulled through: try again when some have come")]
+    TooManyFills(usize),
+    #[error("{0} images are pinned: unpin some first")]
+    TooManyPins(usize),
+    #[error("space was not freed: {0}")]
+    NotFreed(String),
+    /// The registry did not deliver.
+    #[error(transparent)]
+    Upstream(Box<UpstreamError>),
+    /// The failure of a fill or look-up that several waited for.
+    #[error(transparent)]
+    Fill(Arc<MirrorError>),
+    #[error("blob {digest} broke off while it was pulled through: begin anew")]
+    FillBroken {
+        digest: Digest,
+        #[source]
+        source: Arc<MirrorError>,
+    },
+    #[error("blob {digest} has {known} bytes, but {stated} come")]
+    WrongSize { digest: Digest, known: u64, stated: u64 },
+    #[error("blob {digest} ended after {received} of {known} bytes")]
+    Short { digest: Digest, known: u64, received: u64 },
+    #[error("{repository} gave no answer within {} s", .waited.as_secs())]
+    Late { repository: Repository, waited: Duration },
+    #[error("{0} is of no registry that is mirrored: name it in mirror.registries")]
+    NotMirrored(RepoName),
+    #[error("{0} does not exist")]
+    NoImage(String),
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// Who asks has no way around us, so that half an image would be worse than none.
+    #[error("{repository} does not answer, and not all blobs of the image are here")]
+    Unfinishable { repository: Repository },
+    #[error(transparent)]
+    Name(#[from] NameError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Dag(#[from] DagError),
     #[error("the daemon is shutting down")]
     Closed,
+}
+
+impl From<UpstreamError> for MirrorError {
+    fn from(error: UpstreamError) -> Self {
+        Self::Upstream(Box::new(error))
+    }
+}
+
+impl MirrorError {
+    /// Whether a mirrored registry is the cause, or what it sent.
+    pub fn is_of_upstream(&self) -> bool {
+        match self {
+            Self::Fill(error) => matches!(**error, Self::Forged { .. }) || error.is_of_upstream(),
+            Self::Upstream(_)
+            | Self::Late { .. }
+            | Self::TooManyFills(_)
+            | Self::WrongSize { .. }
+            | Self::Short { .. }
+            | Self::ManifestInvalid(_)
+            | Self::Unfinishable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether another try may go better.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_transient(),
+            Self::Fill(error) => error.is_transient(),
+            Self::Short { .. } | Self::Late { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 fn list(digests: &[Digest]) -> String {

@@ -260,7 +260,7 @@ impl Inner {
     }
 
     /// The digests that a directory has, by algorithm.
-    async fn digests_in(&self, root: &Cid, directory: &str) -> Result<Vec<Digest>, DagError> {
+    pub(super) async fn digests_in(&self, root: &Cid, directory: &str) -> Result<Vec<Digest>, DagError> {
         let mut digests = Vec::new();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let path = format!("{directory}/{}", algorithm.as_str());

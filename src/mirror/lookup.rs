@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 
 use super::roots::Follow;
-use super::{Blob, Inner, Manifest, MirrorError, Origin, layout, verify};
+use super::{Inner, Manifest, MirrorError, Origin, StoredBlob, layout, verify};
 use crate::dag::file::Expected;
 use crate::dag::{Entry, file};
 use crate::ipld::block::RAW;
@@ -157,7 +157,7 @@ impl Inner {
         &self,
         repo: &RepoName,
         digest: &Digest,
-    ) -> Result<Option<(Blob, Origin)>, MirrorError> {
+    ) -> Result<Option<(StoredBlob, Origin)>, MirrorError> {
         self.first(|root| async move {
             if !self.has_blob(&root, repo, digest).await? {
                 return Ok(None);
@@ -172,7 +172,10 @@ impl Inner {
     }
 
     /// A blob of any repository: by its data, which a repository shares with all others of its root.
-    pub(super) async fn blob_anywhere(&self, digest: &Digest) -> Result<Option<(Blob, Origin)>, MirrorError> {
+    pub(super) async fn blob_anywhere(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<(StoredBlob, Origin)>, MirrorError> {
         self.first(|root| async move {
             match self.tree.lookup(&root, &layout::blob_data(digest)).await? {
                 Some(data) => self.blob_at(*digest, data, root).await.map(Some),
@@ -182,7 +185,7 @@ impl Inner {
         .await
     }
 
-    async fn blob_at(&self, digest: Digest, data: Entry, root: Cid) -> Result<Blob, MirrorError> {
+    async fn blob_at(&self, digest: Digest, data: Entry, root: Cid) -> Result<StoredBlob, MirrorError> {
         let known = self.proven.get(&digest).await?.filter(|known| known.cid == data.cid);
         let size_bytes = match known {
             Some(known) => known.size_bytes,
@@ -190,7 +193,7 @@ impl Inner {
         };
         let entry = IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize };
         let proven = known.is_some() || is_named_by_its_digest(&digest, &data.cid);
-        Ok(Blob { digest, size_bytes, entry, proven })
+        Ok(StoredBlob { digest, size_bytes, entry, proven })
     }
 
     /// Whether a repository has a blob, or a manifest asked for as one, under one root.
@@ -210,7 +213,7 @@ impl Inner {
     /// when the digest matched.
     pub(super) fn read(
         &self,
-        blob: &Blob,
+        blob: &StoredBlob,
         range: Range<u64>,
     ) -> BoxStream<'static, Result<Bytes, MirrorError>> {
         let (digest, entry) = (blob.digest, blob.entry);

@@ -1,23 +1,28 @@
 //! The domain: what a pull and a push mean. Knows images and trees; nothing of HTTP, sockets or disks.
 
 mod announce;
+mod caching;
 mod commit;
 mod delete;
 mod error;
+mod found;
 mod gc;
 mod leases;
 mod listing;
 mod lookup;
 mod publish;
+mod pull_through;
 mod push;
 mod referrers;
 mod roots;
+mod sources;
+mod start;
 #[cfg(test)]
 mod tests;
 mod upload;
 mod verify;
+mod writing;
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,90 +33,29 @@ use cid::Cid;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use moka::sync::Cache;
-use tokio::sync::broadcast;
 
 use crate::config::Validation;
-use crate::dag::{Blocks, Tree};
-use crate::ipfs::Ipfs;
-use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::dag::Tree;
+use crate::ipld::ipns::IpnsName;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
-use crate::store::{IndexEntry, Store};
-use crate::tasks::Tasks;
 
 use commit::Commits;
 pub use error::{BodyError, MirrorError, chain};
+pub use found::{Age, Asked, Blob, Manifest, Origin, Page, Served};
+use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
 use leases::Leases;
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
+use pull_through::PullThrough;
+pub use pull_through::{CachedImage, FillStatus, PullThroughConfig};
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
 use roots::Follow;
 pub use roots::FollowedStatus;
 use upload::{Then, Uploads};
 use verify::Proven;
-
-/// Links whose target is kept in memory: the root CID of a link file → digest.
-const LINKS_CACHED_MAX: u64 = 16_384;
-/// Manifests kept in memory, in bytes.
-const MANIFESTS_CACHED_BYTES_MAX: u64 = 16 << 20;
-/// How often idle uploads are looked for.
-const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-
-/// The root under which something was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Own,
-    Readonly(IpnsName),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Own => f.write_str("own"),
-            Self::Readonly(name) => fmt::Display::fmt(name, f),
-        }
-    }
-}
-
-/// A manifest, byte for byte as it was pushed.
-#[derive(Clone, Debug)]
-pub struct Manifest {
-    pub digest: Digest,
-    pub media_type: String,
-    pub bytes: Bytes,
-}
-
-/// A blob that was found; its bytes may still be elsewhere.
-#[derive(Clone, Debug)]
-pub struct Blob {
-    pub digest: Digest,
-    pub size_bytes: u64,
-    entry: IndexEntry,
-    /// Its bytes were held to the digest before.
-    proven: bool,
-}
-
-/// A page of names, sorted bytewise.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Page {
-    pub names: Vec<String>,
-    /// Whether more follow the last one.
-    pub more: bool,
-}
-
-impl Page {
-    /// The union of two pages that begin behind the same name, cut to `limit`.
-    fn merge(self, other: Self, limit: usize) -> Self {
-        let mut names: Vec<String> = self.names.into_iter().chain(other.names).collect();
-        names.sort_unstable();
-        names.dedup();
-        let more = self.more || other.more || names.len() > limit;
-        names.truncate(limit);
-        Self { names, more }
-    }
-}
 
 /// What a mirror is started with.
 pub struct MirrorConfig {
@@ -125,6 +69,8 @@ pub struct MirrorConfig {
     pub upload_idle_timeout: Duration,
     pub delete_enabled: bool,
     pub validation: Validation,
+    /// `None`: no registry is mirrored.
+    pub pull_through: Option<PullThroughConfig>,
 }
 
 /// What `status` tells.
@@ -135,6 +81,8 @@ pub struct MirrorStatus {
     pub uploads: usize,
     /// Blobs that are being sent to clients.
     pub downloads: usize,
+    /// Blobs that are being pulled through.
+    pub fills: Vec<FillStatus>,
 }
 
 /// The operations that HTTP calls. Cheap to clone. Every future may be dropped midway: a commit that was begun is
@@ -142,6 +90,7 @@ pub struct MirrorStatus {
 #[derive(Clone)]
 pub struct Mirror(Arc<Inner>);
 
+/// Images in one store. The daemon has one, and one more for what it pulls through.
 struct Inner {
     tree: Tree,
     leases: Arc<Leases>,
@@ -155,129 +104,68 @@ struct Inner {
     downloads: Arc<AtomicUsize>,
     delete_enabled: bool,
     validation: Validation,
+    pull_through: Option<PullThrough>,
 }
 
 struct Own {
     commits: Commits,
-    publisher: Publisher,
+    /// Absent where the tree is private.
+    publisher: Option<Publisher>,
 }
 
 impl Mirror {
-    /// Loads the roots and starts the tasks that keep them. `updates` carries records that peers put to us. With a key
-    /// that was not made just now and no tree on disk, waits up to half a minute for the network's answer.
-    pub async fn start(
-        tasks: &Tasks,
-        store: &Store,
-        ipfs: Arc<dyn Ipfs>,
-        updates: &broadcast::Sender<IpnsRecord>,
-        config: MirrorConfig,
-    ) -> Result<Self, MirrorError> {
-        let blocks = Blocks::new(store.blocks().clone(), ipfs.clone());
-        let (tree, state) = (Tree::new(blocks.clone()), store.state());
-        let leases = Arc::new(Leases::new(Instant::now()));
-        let own = match config.signer {
-            Some(signer) => {
-                let (root, record) = publish::first_root(&ipfs, &tree, state, &signer).await?;
-                let commits =
-                    Commits::start(tasks, tree.clone(), state.clone(), leases.clone(), signer.name(), root);
-                let told = updates.subscribe();
-                let (announced, network, writer) = (tree.clone(), ipfs.clone(), commits.clone());
-                tasks.spawn("announce", |stop| announce::announce_tree(announced, network, writer, stop));
-                let publisher = Publisher::start(
-                    tasks,
-                    ipfs.clone(),
-                    state.clone(),
-                    signer,
-                    record,
-                    commits.clone(),
-                    told,
-                );
-                Some(Own { commits, publisher })
-            }
-            None => None,
-        };
-        let mut follows = Vec::with_capacity(config.readonly.len());
-        for name in config.readonly {
-            let (ipfs, tree) = (ipfs.clone(), tree.clone());
-            follows.push(Follow::start(tasks, ipfs, tree, state.clone(), name, updates.subscribe()).await?);
-        }
-        let uploads =
-            Uploads::open(blocks, store.uploads().clone(), config.uploads_max, config.upload_idle_timeout)
-                .await?;
-        let idle = uploads.clone();
-        tasks.spawn("uploads", |stop| async move {
-            let mut check = tokio::time::interval(IDLE_CHECK_INTERVAL);
-            while stop.run_until_cancelled(check.tick()).await.is_some() {
-                idle.drop_idle().await;
-            }
-        });
-        let (collector, requests) = Collector::channel();
-        let inner = Arc::new(Inner {
-            tree,
-            leases,
-            collector,
-            own,
-            follows,
-            uploads,
-            proven: Proven::new(store.index().clone()),
-            links: Cache::new(LINKS_CACHED_MAX),
-            manifests: Cache::builder()
-                .max_capacity(MANIFESTS_CACHED_BYTES_MAX)
-                .weigher(|_, manifest: &Manifest| {
-                    u32::try_from(manifest.bytes.len() + 256).unwrap_or(u32::MAX)
-                })
-                .build(),
-            downloads: Arc::default(),
-            delete_enabled: config.delete_enabled,
-            validation: config.validation,
-        });
-        let (mirror, index) = (inner.clone(), store.index().clone());
-        tasks.spawn("gc", |stop| gc::run(mirror, index, requests, stop));
-        Ok(Self(inner))
-    }
-
     /// Whether pushes are taken.
     pub fn is_writable(&self) -> bool {
         self.0.own.is_some()
     }
 
-    /// `None` only if every source said that it has no such manifest.
+    /// `None` only if every source said that it has no such manifest. `prefetch`: the client is going to ask for the
+    /// blobs.
     pub async fn manifest(
         &self,
-        repo: &RepoName,
+        asked: &Asked<'_>,
         reference: &Reference,
-    ) -> Result<Option<(Manifest, Origin)>, MirrorError> {
-        self.0.manifest(repo, reference).await
+        prefetch: bool,
+    ) -> Result<Option<Served>, MirrorError> {
+        self.0.served_manifest(asked, reference, prefetch).await
     }
 
-    /// `None` only if every source said that the repository has no such blob. Does not read the blob.
+    /// `None` only if every source said that the repository has no such blob. Does not read the blob, but begins to fetch
+    /// one that another registry has. `resumes`: the client has its beginning already.
     pub async fn blob(
         &self,
-        repo: &RepoName,
+        asked: &Asked<'_>,
         digest: &Digest,
+        resumes: bool,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
-        self.0.blob(repo, digest).await
+        self.0.served_blob(asked, digest, resumes).await
     }
 
-    /// Like [`Mirror::blob`] for a client that will rely on the answer: what is found stays for an hour, or until a
-    /// manifest that names it is deleted.
+    /// The size of a blob for a client that will rely on the answer: what is found in our own tree stays for an hour, or
+    /// until a manifest that names it is deleted. Cannot be read from.
     pub async fn blob_to_be_named(
         &self,
-        repo: &RepoName,
+        asked: &Asked<'_>,
         digest: &Digest,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
         self.0.leases.touch(digest, Instant::now());
-        self.0.blob(repo, digest).await
+        self.0.served_blob_size(asked, digest).await
     }
 
     /// The bytes of `range`, which lies within the blob, in chunks of up to 1 MiB. An error means: break the response off.
     pub fn read(&self, blob: &Blob, range: Range<u64>) -> BoxStream<'static, Result<Bytes, MirrorError>> {
-        let held = (Counted::new(&self.0.downloads), self.0.tree.blocks().keep());
-        held.1.add(blob.entry.cid);
-        self.0
-            .read(blob, range)
+        let counted = Counted::new(&self.0.downloads);
+        let bytes = match &blob.content {
+            Content::Rooted(stored) => self.0.read_held(stored, range),
+            Content::PulledThrough(found) => match &self.0.pull_through {
+                Some(pull_through) => pull_through.read(found, range),
+                None => futures::stream::empty().boxed(),
+            },
+            Content::SizeAlone => futures::stream::empty().boxed(),
+        };
+        bytes
             .inspect(move |_| {
-                let _ = &held;
+                let _ = &counted;
             })
             .boxed()
     }
@@ -386,7 +274,8 @@ impl Mirror {
 
     /// Publishes the own root at once; with `overwrite` also over a newer record that somebody else signed.
     pub async fn publish_now(&self, overwrite: bool) -> Result<OwnStatus, MirrorError> {
-        self.0.own.as_ref().ok_or(MirrorError::ReadOnly)?.publisher.publish_now(overwrite).await
+        let own = self.0.own.as_ref().ok_or(MirrorError::ReadOnly)?;
+        own.publisher.as_ref().ok_or(MirrorError::ReadOnly)?.publish_now(overwrite).await
     }
 
     /// Frees what nothing needs. Goes on if the future is dropped. The error is a chain of causes.
@@ -396,10 +285,11 @@ impl Mirror {
 
     pub fn status(&self) -> MirrorStatus {
         MirrorStatus {
-            own: self.0.own.as_ref().map(|own| own.publisher.status()),
+            own: self.0.own.as_ref().and_then(|own| own.publisher.as_ref()).map(Publisher::status),
             readonly: self.0.follows.iter().map(Follow::status).collect(),
             uploads: self.0.uploads.len(),
             downloads: self.0.downloads.load(Ordering::Relaxed),
+            fills: self.0.pull_through.as_ref().map(PullThrough::fills).unwrap_or_default(),
         }
     }
 }
@@ -408,8 +298,25 @@ impl Inner {
     /// The own tree, once it may be written to.
     async fn own(&self) -> Result<&Own, MirrorError> {
         let own = self.own.as_ref().ok_or(MirrorError::ReadOnly)?;
-        own.publisher.asked().await;
+        if let Some(publisher) = &own.publisher {
+            publisher.asked().await;
+        }
         Ok(own)
+    }
+
+    /// Like [`Inner::read`]; the blob stays for as long as it is read.
+    fn read_held(
+        &self,
+        blob: &StoredBlob,
+        range: Range<u64>,
+    ) -> BoxStream<'static, Result<Bytes, MirrorError>> {
+        let keep = self.tree.blocks().keep();
+        keep.add(blob.entry.cid);
+        self.read(blob, range)
+            .inspect(move |_| {
+                let _ = &keep;
+            })
+            .boxed()
     }
 }
 

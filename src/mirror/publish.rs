@@ -164,7 +164,7 @@ pub(super) async fn first_root(
     let name = signer.name();
     let (root, record) = {
         let state = state.clone();
-        off_thread(move || Ok((state.own_root(&name)?, state.own_record(&name)?))).await?
+        off_thread(move || Ok((state.root(name)?, state.own_record(&name)?))).await?
     };
     if let Some(root) = root {
         return Ok((root, record));
@@ -176,7 +176,7 @@ pub(super) async fn first_root(
                 let (state, row) = (state.clone(), record.clone());
                 off_thread(move || {
                     state.set_own_record(&name, &row)?;
-                    state.set_own_root(&name, &root)
+                    state.set_root(name, &root)
                 })
                 .await?;
                 tracing::info!(ipns = %name, %root, "took over the published tree of this key");
@@ -190,7 +190,7 @@ pub(super) async fn first_root(
     let empty = tree.empty().await?.cid;
     tree.blocks().flush().await?;
     let state = state.clone();
-    off_thread(move || state.set_own_root(&name, &empty)).await?;
+    off_thread(move || state.set_root(name, &empty)).await?;
     Ok((empty, record))
 }
 

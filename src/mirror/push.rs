@@ -8,9 +8,9 @@ use cid::Cid;
 use futures::TryStreamExt;
 
 use super::commit::Changes;
-use super::upload::Received;
 use super::verify::StreamHasher;
-use super::{Blob, Inner, MirrorError, Origin, Own, layout};
+use super::writing::Received;
+use super::{Inner, MirrorError, Origin, Own, StoredBlob, layout};
 use crate::dag::file::Expected;
 use crate::dag::file::FileRoot;
 use crate::dag::{Entry, file};
@@ -47,7 +47,7 @@ impl Inner {
         committed
     }
 
-    async fn commit_upload(
+    pub(super) async fn commit_upload(
         &self,
         own: &Own,
         repo: &RepoName,
@@ -116,7 +116,7 @@ impl Inner {
     async fn keep(
         &self,
         changes: &mut Changes,
-        blob: &Blob,
+        blob: &StoredBlob,
         origin: Origin,
     ) -> Result<IndexEntry, MirrorError> {
         let keep = self.tree.blocks().keep();

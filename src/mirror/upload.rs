@@ -11,16 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use cid::Cid;
 use futures::{Stream, StreamExt};
 use uuid::Uuid;
 
-use super::verify::StreamHasher;
+use super::writing::{Received, Writing};
 use super::{BodyError, MirrorError};
-use crate::dag::file::{FileRoot, FileWriter};
-use crate::dag::{Blocks, DagError, Keep};
-use crate::oci::{Algorithm, Digest, RepoName};
-use crate::store::{UploadJournal, UploadJournals, UploadStep, off_thread};
+use crate::dag::{Blocks, Keep};
+use crate::oci::{Algorithm, RepoName};
+use crate::store::{UploadJournal, UploadJournals, off_thread};
 
 /// Bytes after which a session is noted down, also while a request goes on.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
@@ -62,33 +60,11 @@ enum Content {
     },
 }
 
-/// Where the bytes of one session go.
-struct Writing {
-    file: FileWriter,
-    hasher: StreamHasher,
-    received_bytes: u64,
-    algorithm: Algorithm,
-    /// How much of it is in the journal.
-    noted_bytes: u64,
-    noted_leaves: usize,
-    /// What was behind the leaves then.
-    tail: Option<Cid>,
-}
-
 /// Whether a request is the last that brings bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     More,
     Finish,
-}
-
-/// A finished upload: in the store, not yet in the tree.
-pub(super) struct Received {
-    pub(super) file: FileRoot,
-    /// Under the algorithm that the upload was opened with.
-    pub(super) digest: Digest,
-    /// To be held until a root names the file.
-    pub(super) keep: Keep,
 }
 
 impl Uploads {
@@ -179,11 +155,54 @@ impl Uploads {
         self.writing(&mut lease, uuid).await?;
         let Some(Content::Open(writing)) = lease.content.take() else { return Err(MirrorError::Closed) };
         self.forget(&uuid);
-        let Writing { file, hasher, .. } = *writing;
-        let keep = file.keep().clone();
-        let (file, digest) =
-            tokio::try_join!(async { file.finish().await.map_err(MirrorError::from) }, hasher.finish())?;
-        Ok(Received { file, digest, keep })
+        writing.finish().await
+    }
+
+    /// Takes over what was written under `id` before, as far as it can be read back, or begins anew. The caller has it to
+    /// itself until it gives it back by [`Uploads::park`] or ends it with [`Uploads::forget_journal`].
+    pub(super) async fn take_up(
+        &self,
+        id: Uuid,
+        repo: &RepoName,
+        algorithm: Algorithm,
+    ) -> Result<Writing, MirrorError> {
+        let session = lock(&self.sessions).remove(&id);
+        let content = session.and_then(|session| lock(&session.slot).content.take());
+        match content {
+            Some(Content::Open(writing)) => return Ok(*writing),
+            Some(Content::Noted { journal, _keep }) => match Writing::restore(&self.blocks, &journal).await {
+                Ok(writing) => return Ok(writing),
+                Err(error) => {
+                    tracing::debug!(upload = %id, error = %super::chain(&error), "what was written is lost");
+                    self.forget_journal(id).await?;
+                }
+            },
+            None => (),
+        }
+        let (journals, repo) = (self.journals.clone(), repo.clone());
+        off_thread(move || journals.create(&id, &repo, algorithm)).await?;
+        Ok(Writing::new(&self.blocks, algorithm))
+    }
+
+    /// Notes down what [`Uploads::take_up`] gave, for as long as uploads may be idle.
+    pub(super) async fn park(
+        &self,
+        id: Uuid,
+        repo: &RepoName,
+        mut writing: Writing,
+    ) -> Result<(), MirrorError> {
+        writing.note(&self.journals, id).await?;
+        let (received_bytes, content) = (writing.received_bytes, Some(Content::Open(Box::new(writing))));
+        let slot = Slot { content, received_bytes, touched_at: Instant::now() };
+        let session = Arc::new(Session { repo: repo.clone(), slot: Mutex::new(slot) });
+        session.park(id);
+        lock(&self.sessions).insert(id, session);
+        Ok(())
+    }
+
+    /// Where the journals are kept.
+    pub(super) fn journals(&self) -> &UploadJournals {
+        &self.journals
     }
 
     /// What a session writes to. One of the run before is read back: its bytes are hashed again.
@@ -325,62 +344,6 @@ impl Waiting {
             Some(Self { touched_at: slot.touched_at, id: *id, held_bytes })
         });
         waiting.collect()
-    }
-}
-
-impl Writing {
-    fn new(blocks: &Blocks, algorithm: Algorithm) -> Self {
-        let (file, hasher) = (FileWriter::new(blocks), StreamHasher::new(algorithm));
-        Self { file, hasher, received_bytes: 0, algorithm, noted_bytes: 0, noted_leaves: 0, tail: None }
-    }
-
-    async fn restore(blocks: &Blocks, journal: &UploadJournal) -> Result<Self, MirrorError> {
-        let mut writing = Self::new(blocks, journal.algorithm);
-        let get = async |cid| {
-            let block = blocks.get(cid).await?;
-            Ok::<_, DagError>(block.ok_or(DagError::Cancelled("a block of the upload is gone"))?.into_bytes())
-        };
-        for cid in &journal.leaves {
-            let bytes = get(cid).await?;
-            let size_bytes = bytes.len() as u64;
-            writing.hasher.feed(bytes);
-            writing.hasher.settle().await?;
-            writing.file.adopt(FileRoot { cid: *cid, size_bytes, tsize: size_bytes });
-            writing.file.settle().await?;
-            writing.received_bytes += size_bytes;
-        }
-        writing.noted_leaves = journal.leaves.len();
-        if let Some(tail) = &journal.tail {
-            writing.write(get(tail).await?).await?;
-        }
-        (writing.noted_bytes, writing.tail) = (writing.received_bytes, journal.tail);
-        if writing.received_bytes != journal.received_bytes {
-            return Err(DagError::Cancelled("the journal of the upload does not add up").into());
-        }
-        Ok(writing)
-    }
-
-    /// The bytes count as received from here on, also if the future is dropped while they wait for the store.
-    async fn write(&mut self, bytes: Bytes) -> Result<(), MirrorError> {
-        self.received_bytes += bytes.len() as u64;
-        self.hasher.feed(bytes.clone());
-        self.file.feed(bytes);
-        self.hasher.settle().await?;
-        Ok(self.file.settle().await?)
-    }
-
-    /// Notes down what has been received. May be dropped midway: the next note makes up for it.
-    async fn note(&mut self, journals: &UploadJournals, id: Uuid) -> Result<(), MirrorError> {
-        let received_bytes = self.received_bytes;
-        let tail = self.file.checkpoint().await?;
-        let leaves = self.file.leaves();
-        let count = leaves.len();
-        let leaves = leaves[self.noted_leaves..].to_vec();
-        let step = UploadStep { leaves_before: self.noted_leaves, leaves, tail, received_bytes };
-        let journals = journals.clone();
-        off_thread(move || journals.append(&id, &step)).await?;
-        (self.noted_bytes, self.noted_leaves, self.tail) = (received_bytes, count, tail);
-        Ok(())
     }
 }
 

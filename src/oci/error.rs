@@ -38,13 +38,20 @@ struct Body<'a> {
 struct Entry<'a> {
     code: ErrorCode,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
 }
 
 impl ErrorCode {
     /// The body of an answer.
     pub fn body(self, message: &str) -> String {
+        self.body_with(message, None)
+    }
+
+    /// The same with what lies behind it.
+    pub fn body_with(self, message: &str, detail: Option<&str>) -> String {
         // Strings and a plain enum always serialise.
-        serde_json::to_string(&Body { errors: [Entry { code: self, message }] }).unwrap_or_default()
+        serde_json::to_string(&Body { errors: [Entry { code: self, message, detail }] }).unwrap_or_default()
     }
 }
 

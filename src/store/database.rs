@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::blockstore::Blockstore;
 use super::index::DigestIndex;
+use super::notes::Notes;
 use super::packs::Packs;
 use super::recovery::{self, Recovered};
 use super::rows::{self, Rows};
@@ -20,7 +21,14 @@ const INDEX_HELD_WAIT: Duration = Duration::from_secs(5);
 /// Pause between two tries.
 const INDEX_HELD_PAUSE: Duration = Duration::from_millis(2);
 
-pub(super) fn open(folder: &Path, options: &StoreOptions) -> Result<(Blockstore, DigestIndex), StoreError> {
+/// What the one database and the packs beside it are used as.
+pub(super) struct Opened {
+    pub(super) blocks: Blockstore,
+    pub(super) digests: DigestIndex,
+    pub(super) notes: Notes,
+}
+
+pub(super) fn open(folder: &Path, options: &StoreOptions) -> Result<Opened, StoreError> {
     let path = folder.join("index");
     let packs = Packs::open(&folder.join("packs"), options.segment_bytes_max)?;
     let fresh = !path.exists();
@@ -34,7 +42,7 @@ pub(super) fn open(folder: &Path, options: &StoreOptions) -> Result<(Blockstore,
             }
         }
     };
-    let Index { rows, digests, recovered } = index;
+    let Index { rows, digests, notes, recovered } = index;
     if rebuilt && recovered.added > 0 {
         tracing::warn!(blocks = recovered.added, "the index was missing or broken: rebuilt from the packs");
     } else if recovered.added > 0 {
@@ -47,12 +55,14 @@ pub(super) fn open(folder: &Path, options: &StoreOptions) -> Result<(Blockstore,
         blocks.flush()?;
     }
     blocks.delete_dead_segments()?;
-    Ok((blocks, DigestIndex::new(digests, path)))
+    let (digests, notes) = (DigestIndex::new(digests, path.clone()), Notes::new(notes, path));
+    Ok(Opened { blocks, digests, notes })
 }
 
 struct Index {
     rows: Rows,
     digests: sled::Tree,
+    notes: sled::Tree,
     recovered: Recovered,
 }
 
@@ -67,11 +77,12 @@ fn open_index(path: &Path, packs: &Packs) -> Result<Outcome, StoreError> {
     let open = || {
         let database = open_database(path).map_err(|source| rows::failed(path, source))?;
         let digests = database.open_tree("digests").map_err(|source| rows::failed(path, source))?;
-        let readable = digests.iter().try_for_each(|row| row.map(drop));
+        let notes = database.open_tree("notes").map_err(|source| rows::failed(path, source))?;
+        let readable = digests.iter().chain(notes.iter()).try_for_each(|row| row.map(drop));
         readable.map_err(|source| rows::failed(path, source))?;
         let rows = Rows::open(path, &database)?;
         let recovered = recovery::recover(&rows, packs)?;
-        Ok(Index { rows, digests, recovered })
+        Ok(Index { rows, digests, notes, recovered })
     };
     // sled may panic upon a damaged file.
     match catch_unwind(AssertUnwindSafe(open)) {

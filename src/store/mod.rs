@@ -4,10 +4,13 @@
 //! FORMAT   the version of all this
 //! LOCK     held by the one process that uses it
 //! packs/   blocks, in append-only segments
-//! index/   sled: multihash → segment and offset; digest → CID. Disposable: rebuilt from the packs
+//! index/   sled: multihash → segment and offset; digest → CID; notes. Disposable: rebuilt from the packs
 //! state/   roots, records, peers: a small file each. Not disposable
 //! uploads/ what open uploads have received: a journal each, so that they go on after a restart
 //! ```
+//!
+//! A daemon that mirrors registries has a second one like it in `cache/`, for what it pulled through: private, so nothing
+//! that answers strangers has a handle to it.
 //!
 //! Order of a durable write: packs synced, index flushed, then acknowledged.
 
@@ -18,6 +21,7 @@ mod database;
 mod hashed_set;
 mod index;
 mod lock;
+mod notes;
 mod packs;
 mod record;
 mod recovery;
@@ -37,12 +41,15 @@ pub use blockstore::{Blockstore, StoreStats};
 pub use buffers::{Buffer, Buffers};
 pub use hashed_set::HashedSet;
 pub use index::{DigestIndex, IndexEntry};
-pub use state::{Followed, KnownPeer, OwnRecord, State};
+pub use notes::Notes;
+pub use state::{Followed, KnownPeer, OwnRecord, RootRow, State};
 pub use sweep::Sweep;
 pub use uploads::{UploadJournal, UploadJournals, UploadStep};
 
 use crate::ipld::Multihash;
 
+/// The folder, within that of the store, of the one for what is pulled through.
+pub const CACHE_FOLDER: &str = "cache";
 /// The content of `FORMAT`.
 const FORMAT: &str = "shoal store 1\n";
 
@@ -125,6 +132,7 @@ impl Default for StoreOptions {
 pub struct Store {
     blocks: Blockstore,
     index: DigestIndex,
+    notes: Notes,
     state: State,
     uploads: UploadJournals,
     _lock: Arc<lock::Lock>,
@@ -136,10 +144,10 @@ impl Store {
         fs::create_dir_all(folder).map_err(|error| StoreError::io("create", folder, error))?;
         let lock = lock::Lock::take(folder)?;
         check_format(folder)?;
-        let (blocks, index) = database::open(folder, &options)?;
+        let database::Opened { blocks, digests, notes } = database::open(folder, &options)?;
         let state = State::open(&folder.join("state"))?;
         let uploads = UploadJournals::open(&folder.join("uploads"))?;
-        Ok(Self { blocks, index, state, uploads, _lock: Arc::new(lock) })
+        Ok(Self { blocks, index: digests, notes, state, uploads, _lock: Arc::new(lock) })
     }
 
     pub fn blocks(&self) -> &Blockstore {
@@ -148,6 +156,10 @@ impl Store {
 
     pub fn index(&self) -> &DigestIndex {
         &self.index
+    }
+
+    pub fn notes(&self) -> &Notes {
+        &self.notes
     }
 
     pub fn state(&self) -> &State {

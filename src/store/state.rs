@@ -1,5 +1,7 @@
 //! What is no block and must not be lost: roots, sequences, records, peers. A small JSON file each, replaced whole.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -41,6 +43,30 @@ pub struct KnownPeer {
     pub seen_at_s: u64,
 }
 
+/// A tree that this daemon writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootRow {
+    /// The one that is published under a name.
+    Own(IpnsName),
+    /// The private one, of what was pulled through.
+    Cache,
+}
+
+impl From<IpnsName> for RootRow {
+    fn from(name: IpnsName) -> Self {
+        Self::Own(name)
+    }
+}
+
+impl fmt::Display for RootRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(name) => write!(f, "root-{name}"),
+            Self::Cache => f.write_str("root-cache"),
+        }
+    }
+}
+
 /// The rows. Each `set_` returns when its row is on disk; each row has one writer. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -48,7 +74,7 @@ pub struct State {
 }
 
 #[derive(Serialize, Deserialize)]
-struct RootRow {
+struct Root {
     root: String,
 }
 
@@ -71,14 +97,24 @@ impl State {
         Ok(Self { folder: Arc::new(folder.to_owned()) })
     }
 
-    /// The root of the tree published under `name`, as last committed.
-    pub fn own_root(&self, name: &IpnsName) -> Result<Option<Cid>, StoreError> {
-        let path = self.path(&format!("root-{name}"));
-        self.read::<RootRow>(&path)?.map(|row| parse(&path, &row.root)).transpose()
+    /// The root of a tree of ours, as last committed.
+    pub fn root(&self, row: impl Into<RootRow>) -> Result<Option<Cid>, StoreError> {
+        let path = self.path(&row.into().to_string());
+        self.read::<Root>(&path)?.map(|row| parse(&path, &row.root)).transpose()
     }
 
-    pub fn set_own_root(&self, name: &IpnsName, root: &Cid) -> Result<(), StoreError> {
-        self.write(&self.path(&format!("root-{name}")), &RootRow { root: root.to_string() })
+    pub fn set_root(&self, row: impl Into<RootRow>, root: &Cid) -> Result<(), StoreError> {
+        self.write(&self.path(&row.into().to_string()), &Root { root: root.to_string() })
+    }
+
+    /// Images that are never evicted.
+    pub fn pins(&self) -> Result<BTreeSet<String>, StoreError> {
+        Ok(self.read(&self.path("pins"))?.unwrap_or_default())
+    }
+
+    /// Replaces the whole list; the caller bounds it.
+    pub fn set_pins(&self, pins: &BTreeSet<String>) -> Result<(), StoreError> {
+        self.write(&self.path("pins"), pins)
     }
 
     pub fn own_record(&self, name: &IpnsName) -> Result<Option<OwnRecord>, StoreError> {
@@ -139,7 +175,7 @@ fn parse(path: &Path, root: &str) -> Result<Cid, StoreError> {
     root.parse().map_err(|error: cid::Error| damaged(path, &error))
 }
 
-pub(super) fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> StoreError {
+pub(super) fn damaged(path: &Path, reason: &dyn fmt::Display) -> StoreError {
     StoreError::State { path: path.to_owned(), reason: reason.to_string() }
 }
 
@@ -174,18 +210,18 @@ mod tests {
     fn rows_are_there_after_opening_again() {
         let folder = TempDir::new().unwrap();
         let state = State::open(folder.path()).unwrap();
-        assert_eq!(state.own_root(&name()).unwrap(), None);
+        assert_eq!(state.root(name()).unwrap(), None);
         let record = OwnRecord { sequence: 7, root: root(), bytes: vec![1, 2, 3] };
         let followed = Followed { record: vec![4], root: Some(root()) };
         let peer =
             KnownPeer { peer_id: "x".to_owned(), addresses: vec!["/ip4/1.1.1.1".to_owned()], seen_at_s: 5 };
-        state.set_own_root(&name(), &root()).unwrap();
+        state.set_root(name(), &root()).unwrap();
         state.set_own_record(&name(), &record).unwrap();
         state.set_followed(&name(), &followed).unwrap();
         state.set_peers(std::slice::from_ref(&peer)).unwrap();
 
         let state = State::open(folder.path()).unwrap();
-        assert_eq!(state.own_root(&name()).unwrap(), Some(root()));
+        assert_eq!(state.root(name()).unwrap(), Some(root()));
         assert_eq!(state.own_record(&name()).unwrap(), Some(record));
         assert_eq!(state.followed(&name()).unwrap(), Some(followed));
         assert_eq!(state.peers().unwrap(), [peer]);
@@ -195,9 +231,9 @@ mod tests {
     fn a_damaged_row_is_an_error_and_not_absent() {
         let folder = TempDir::new().unwrap();
         let state = State::open(folder.path()).unwrap();
-        state.set_own_root(&name(), &root()).unwrap();
+        state.set_root(name(), &root()).unwrap();
         fs::write(state.path(&format!("root-{}", name())), b"{\"root\":\"baf").unwrap();
-        assert!(matches!(state.own_root(&name()), Err(StoreError::State { .. })));
+        assert!(matches!(state.root(name()), Err(StoreError::State { .. })));
     }
 
     #[test]
@@ -207,13 +243,13 @@ mod tests {
         let row = state.path(&format!("root-{}", name()));
         let draft = row.with_extension("new");
         for half_written in [&b""[..], b"{\"root\":\"baf", &[0; 5000]] {
-            state.set_own_root(&name(), &root()).unwrap();
+            state.set_root(name(), &root()).unwrap();
             fs::write(&draft, half_written).unwrap();
             let state = State::open(folder.path()).unwrap();
-            assert_eq!(state.own_root(&name()).unwrap(), Some(root()));
+            assert_eq!(state.root(name()).unwrap(), Some(root()));
             let other = Cid::new_v1(0x70, *root().hash());
-            state.set_own_root(&name(), &other).unwrap();
-            assert_eq!(state.own_root(&name()).unwrap(), Some(other));
+            state.set_root(name(), &other).unwrap();
+            assert_eq!(state.root(name()).unwrap(), Some(other));
             assert!(!draft.exists());
         }
     }
@@ -230,11 +266,11 @@ mod tests {
     fn a_row_that_cannot_be_written_is_named_and_stays_as_it_was() {
         let folder = TempDir::new().unwrap();
         let state = State::open(folder.path()).unwrap();
-        state.set_own_root(&name(), &root()).unwrap();
+        state.set_root(name(), &root()).unwrap();
         let row = state.path(&format!("root-{}", name()));
         fs::create_dir(row.with_extension("new")).unwrap();
-        let error = state.set_own_root(&name(), &Cid::new_v1(0x70, *root().hash())).unwrap_err();
+        let error = state.set_root(name(), &Cid::new_v1(0x70, *root().hash())).unwrap_err();
         assert_eq!(error.to_string(), format!("cannot write {}", row.display()));
-        assert_eq!(state.own_root(&name()).unwrap(), Some(root()));
+        assert_eq!(state.root(name()).unwrap(), Some(root()));
     }
 }

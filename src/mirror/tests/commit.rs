@@ -42,7 +42,7 @@ async fn edits_that_wait_together_become_one_root() {
     for path in &paths {
         assert!(desk.tree.lookup(&root, path).await.unwrap().is_some(), "{path}");
     }
-    assert_eq!(desk.state().own_root(&desk.name()).unwrap(), Some(root));
+    assert_eq!(desk.state().root(desk.name()).unwrap(), Some(root));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +68,7 @@ async fn a_commit_that_fails_leaves_the_tree_and_says_so() {
     let failed = commits.apply(file("file/below")).await.unwrap_err();
     assert!(matches!(&failed, MirrorError::Commit(_)), "{failed}");
     assert_eq!(commits.root(), before);
-    assert_eq!(desk.state().own_root(&desk.name()).unwrap(), Some(before));
+    assert_eq!(desk.state().root(desk.name()).unwrap(), Some(before));
     push(&commits, "other").await;
     assert!(desk.tree.lookup(&commits.root(), "file").await.unwrap().is_some());
 }
@@ -105,6 +105,6 @@ async fn commits_that_were_queued_are_made_before_the_end() {
     assert!(asked.as_mut().now_or_never().is_none());
     desk.stop().await;
     asked.await.unwrap();
-    assert_eq!(desk.state().own_root(&desk.name()).unwrap(), Some(commits.root()));
+    assert_eq!(desk.state().root(desk.name()).unwrap(), Some(commits.root()));
     assert!(matches!(commits.apply(file("later")).await, Err(MirrorError::Closed)));
 }

@@ -226,7 +226,7 @@ impl Desk {
         let signed = record.root().unwrap();
         let row = OwnRecord { sequence: record.sequence(), root: signed, bytes: record.bytes().to_vec() };
         self.state().set_own_record(&self.name(), &row).unwrap();
-        self.state().set_own_root(&self.name(), root).unwrap();
+        self.state().set_root(self.name(), root).unwrap();
     }
 }
 

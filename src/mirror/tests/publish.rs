@@ -130,7 +130,7 @@ async fn an_older_key_without_a_tree_takes_over_what_the_network_has() {
     desk.network.knows(Knows::Record(desk.record(7, &root, 40)));
     let (commits, _publisher) = desk.publisher(false).await;
     assert_eq!(commits.root(), root);
-    assert_eq!(desk.state().own_root(&desk.name()).unwrap(), Some(root));
+    assert_eq!(desk.state().root(desk.name()).unwrap(), Some(root));
 
     push(&commits, "ours").await;
     until("the push is out", || desk.network.taken().iter().any(|put| put.sequence() == 8)).await;
@@ -224,7 +224,7 @@ async fn a_restored_backup_takes_over_what_was_published_since() {
     let (commits, publisher) = desk.publisher(false).await;
     until("the newer tree is taken over", || commits.root() == new).await;
     until("its record too", || publisher.status().sequence == Some(5)).await;
-    assert_eq!(desk.state().own_root(&desk.name()).unwrap(), Some(new));
+    assert_eq!(desk.state().root(desk.name()).unwrap(), Some(new));
 
     push(&commits, "newest").await;
     until("the push is out", || desk.network.taken().iter().any(|put| put.sequence() == 6)).await;

@@ -1,0 +1,57 @@
+//! What operators ask of the cache of other registries: to fetch an image before it is needed, to keep it, to let it go.
+
+use super::pull_through::{CachedImage, Place, PullThrough};
+use super::{Asked, Mirror, MirrorError};
+use crate::oci::{ImageName, Platform, Reference};
+
+impl Mirror {
+    /// Fetches an image into the cache; of an index the images for `platform`, or all of them. Returns when all of it is
+    /// there; what was begun goes on if the future is dropped.
+    pub async fn prefetch(&self, image: &ImageName, platform: Option<&Platform>) -> Result<(), MirrorError> {
+        let (pull_through, place) = self.mirrored(image)?;
+        pull_through.fetch(&place, &reference(image)?, platform).await
+    }
+
+    /// Keeps an image from being evicted.
+    pub async fn pin(&self, image: &ImageName) -> Result<(), MirrorError> {
+        let (pull_through, place) = self.mirrored(image)?;
+        pull_through.images().pin(&in_cache(image, &place)?).await
+    }
+
+    /// `false`: it was not pinned.
+    pub async fn unpin(&self, image: &ImageName) -> Result<bool, MirrorError> {
+        let (pull_through, place) = self.mirrored(image)?;
+        pull_through.images().unpin(&in_cache(image, &place)?).await
+    }
+
+    /// Takes an image out of the cache. `false`: it is not there.
+    pub async fn evict(&self, image: &ImageName) -> Result<bool, MirrorError> {
+        let (pull_through, place) = self.mirrored(image)?;
+        pull_through.images().evict(&in_cache(image, &place)?).await
+    }
+
+    /// All images in the cache; empty if no registry is mirrored.
+    pub async fn cached_images(&self) -> Result<Vec<CachedImage>, MirrorError> {
+        match &self.0.pull_through {
+            Some(pull_through) => pull_through.images().list().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn mirrored(&self, image: &ImageName) -> Result<(&PullThrough, Place), MirrorError> {
+        let asked = Asked { repo: &image.repo, registry: None, via: None, is_ours: false };
+        self.0.place(&asked)?.ok_or_else(|| MirrorError::NotMirrored(image.repo.clone()))
+    }
+}
+
+/// The name of an image in the cache: with its registry before it, and what it is asked for by.
+fn in_cache(image: &ImageName, place: &Place) -> Result<ImageName, MirrorError> {
+    Ok(ImageName { repo: place.joined.clone(), reference: Some(reference(image)?) })
+}
+
+fn reference(image: &ImageName) -> Result<Reference, MirrorError> {
+    match &image.reference {
+        Some(reference) => Ok(reference.clone()),
+        None => Ok(Reference::Tag("latest".parse()?)),
+    }
+}

@@ -1,0 +1,433 @@
+//! Fills: one download per digest, any number of readers. A fill belongs to the daemon: it outlives the client that
+//! asked first, is gone on with where it broke off, also after a restart, and is committed only if its digest matches.
+//!
+//! Readers follow the write position. What was written as a whole leaf is read back from the store, what is behind the
+//! leaves from memory; the last byte is given to nobody before the digest matched.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cid::Cid;
+use futures::{StreamExt, TryStreamExt};
+use moka::sync::Cache;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::super::writing::{Received, Writing};
+use super::super::{Inner, MirrorError, Origin, chain};
+use super::supply::{Opened, Supply};
+use crate::dag::Keep;
+use crate::ipld::file_builder::CHUNK_BYTES;
+use crate::oci::{Digest, Repository};
+use crate::tasks::Tasks;
+
+/// Fills that run at once; a further one is refused.
+const FILLS_MAX: usize = 256;
+/// After so many bytes a fill is noted down.
+const CHECKPOINT_BYTES: u64 = 64 << 20;
+/// Tries that bring nothing, one after the other, before a fill is given up.
+const BARREN_TRIES_MAX: u32 = 4;
+/// The pause before the second try; doubled before each further one.
+const PAUSE: Duration = Duration::from_millis(250);
+/// How long a fill that was given up is remembered: who comes back for the rest of it is told so.
+const FAILED_FOR: Duration = Duration::from_secs(10);
+/// Failed fills that are remembered.
+const FAILED_MAX: u64 = 1024;
+
+/// The fills that run. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Fills(Arc<Shared>);
+
+struct Shared {
+    running: Mutex<HashMap<Digest, Arc<Fill>>>,
+    failed: Cache<Digest, Arc<MirrorError>>,
+    cache: Arc<Inner>,
+    tasks: Tasks,
+}
+
+/// One blob on its way in.
+pub(super) struct Fill {
+    pub(super) digest: Digest,
+    pub(super) repository: Repository,
+    cache: Arc<Inner>,
+    state: watch::Sender<State>,
+    window: Mutex<Window>,
+    keep: Keep,
+}
+
+/// How far a fill is.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) size_bytes: Option<u64>,
+    pub(super) received_bytes: u64,
+    /// Where the bytes come from now.
+    pub(super) from: Option<Origin>,
+    pub(super) stage: Stage,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Stage {
+    Running,
+    /// The digest matched: readers may end.
+    Verified,
+    /// Nobody has it.
+    Absent,
+    Failed(Arc<MirrorError>),
+}
+
+/// What of a fill can be read, and where it is.
+#[derive(Default)]
+struct Window {
+    /// Whole leaves, in the store.
+    leaves: Vec<Cid>,
+    /// What came behind, from `tail_at` on.
+    tail: VecDeque<Bytes>,
+    tail_at: u64,
+    tail_end: u64,
+}
+
+/// The next bytes for a reader.
+enum Piece {
+    Bytes(Bytes),
+    Leaf { cid: Cid, skip: usize },
+    Nothing,
+}
+
+/// What a running fill shows in `status`.
+#[derive(Clone, Debug)]
+pub struct FillStatus {
+    pub repository: Repository,
+    pub digest: Digest,
+    pub size_bytes: Option<u64>,
+    pub received_bytes: u64,
+    pub from: Option<Origin>,
+}
+
+impl Fills {
+    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks) -> Self {
+        let failed = Cache::builder().max_capacity(FAILED_MAX).time_to_live(FAILED_FOR).build();
+        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks }))
+    }
+
+    /// The fill of a blob: the one that runs, or a new one with `supply`.
+    pub(super) fn follow(&self, supply: Supply) -> Result<Arc<Fill>, MirrorError> {
+        let digest = supply.digest;
+        let mut running = lock(&self.0.running);
+        if let Some(fill) = running.get(&digest) {
+            return Ok(fill.clone());
+        }
+        if running.len() >= FILLS_MAX {
+            return Err(MirrorError::TooManyFills(FILLS_MAX));
+        }
+        let fill = Arc::new(Fill::new(&supply, self.0.cache.clone()));
+        running.insert(digest, fill.clone());
+        drop(running);
+        let (fills, filled) = (self.clone(), fill.clone());
+        self.0.tasks.spawn("fill", |stop| async move { fills.run(filled, supply, stop).await });
+        Ok(fill)
+    }
+
+    pub(super) fn running(&self, digest: &Digest) -> Option<Arc<Fill>> {
+        lock(&self.0.running).get(digest).cloned()
+    }
+
+    /// Why the fill of a blob was given up a moment ago.
+    pub(super) fn failed(&self, digest: &Digest) -> Option<Arc<MirrorError>> {
+        self.0.failed.get(digest)
+    }
+
+    pub(super) fn status(&self) -> Vec<FillStatus> {
+        let running: Vec<Arc<Fill>> = lock(&self.0.running).values().cloned().collect();
+        let mut all: Vec<FillStatus> = running.iter().map(|fill| fill.status()).collect();
+        all.sort_by(|a, b| (&a.repository, &a.digest).cmp(&(&b.repository, &b.digest)));
+        all
+    }
+
+    async fn run(&self, fill: Arc<Fill>, mut supply: Supply, stop: CancellationToken) {
+        let begun = Instant::now();
+        let outcome = fill.run(&mut supply, &stop).await;
+        let stage = match outcome {
+            Ok(Some(())) => {
+                let State { received_bytes, .. } = fill.state();
+                let duration_ms = begun.elapsed().as_millis();
+                tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
+                None
+            }
+            Ok(None) => Some(Stage::Absent),
+            Err(error) => {
+                tracing::warn!(digest = %fill.digest, repo.name = %fill.repository, error = %chain(&error), "blob not pulled through");
+                let error = Arc::new(error);
+                self.0.failed.insert(fill.digest, error.clone());
+                Some(Stage::Failed(error))
+            }
+        };
+        lock(&self.0.running).remove(&fill.digest);
+        if let Some(stage) = stage {
+            fill.state.send_modify(|state| state.stage = stage);
+        }
+    }
+}
+
+impl Fill {
+    fn new(supply: &Supply, cache: Arc<Inner>) -> Self {
+        let state =
+            State { size_bytes: supply.size_bytes, received_bytes: 0, from: None, stage: Stage::Running };
+        Self {
+            digest: supply.digest,
+            repository: supply.repository.clone(),
+            keep: cache.tree.blocks().keep(),
+            cache,
+            state: watch::Sender::new(state),
+            window: Mutex::default(),
+        }
+    }
+
+    fn status(&self) -> FillStatus {
+        let State { size_bytes, received_bytes, from, .. } = self.state();
+        let (repository, digest) = (self.repository.clone(), self.digest);
+        FillStatus { repository, digest, size_bytes, received_bytes, from }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// The size of the blob, as soon as it is known. `None`: nobody has the blob.
+    pub(super) async fn size_bytes(&self) -> Result<Option<u64>, Arc<MirrorError>> {
+        let mut state = self.state.subscribe();
+        let known = |state: &State| {
+            state.size_bytes.is_some() && state.from.is_some() || !matches!(state.stage, Stage::Running)
+        };
+        let Ok(state) = state.wait_for(known).await else { return Err(Arc::new(MirrorError::Closed)) };
+        match &state.stage {
+            Stage::Running | Stage::Verified => Ok(Some(state.size_bytes.unwrap_or(state.received_bytes))),
+            Stage::Absent => Ok(None),
+            Stage::Failed(error) => Err(error.clone()),
+        }
+    }
+
+    /// Waits until the byte at `position` can be read, or the fill has ended.
+    pub(super) async fn reached(&self, position: u64) -> State {
+        let mut state = self.state.subscribe();
+        let known =
+            |state: &State| state.readable_bytes() > position || !matches!(state.stage, Stage::Running);
+        match state.wait_for(known).await {
+            Ok(state) => state.clone(),
+            // The sender is ours: it cannot be gone.
+            Err(_) => self.state(),
+        }
+    }
+
+    /// The bytes at `position`, at least one and up to `bytes_max`, which must be readable.
+    pub(super) async fn read_at(&self, position: u64, bytes_max: u64) -> Result<Bytes, MirrorError> {
+        let mut bytes = match self.piece(position) {
+            Piece::Bytes(bytes) => bytes,
+            Piece::Leaf { cid, skip } => {
+                let lost = || MirrorError::Tree { path: cid.to_string(), what: "is missing from a fill" };
+                self.cache.tree.blocks().get(&cid).await?.ok_or_else(lost)?.into_bytes().slice(skip..)
+            }
+            Piece::Nothing => {
+                let path = self.digest.to_string();
+                return Err(MirrorError::Tree { path, what: "was read before it came" });
+            }
+        };
+        bytes.truncate(usize::try_from(bytes_max).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+
+    fn piece(&self, position: u64) -> Piece {
+        let window = lock(&self.window);
+        if position < window.tail_at {
+            let leaf_bytes = CHUNK_BYTES as u64;
+            let leaf = usize::try_from(position / leaf_bytes).ok().and_then(|n| window.leaves.get(n));
+            let skip = usize::try_from(position % leaf_bytes).unwrap_or_default();
+            return leaf.map_or(Piece::Nothing, |cid| Piece::Leaf { cid: *cid, skip });
+        }
+        let mut end = window.tail_end;
+        for bytes in window.tail.iter().rev() {
+            let start = end - bytes.len() as u64;
+            if start <= position && position < end {
+                let skip = usize::try_from(position - start).unwrap_or_default();
+                return Piece::Bytes(bytes.slice(skip..));
+            }
+            end = start;
+        }
+        Piece::Nothing
+    }
+
+    /// `None`: nobody has the blob. What came of one that fails is kept for the next try.
+    async fn run(&self, supply: &mut Supply, stop: &CancellationToken) -> Result<Option<()>, MirrorError> {
+        let (id, repo) = (journal_id(&self.digest), self.repository.joined()?);
+        let mut writing = self.cache.uploads.take_up(id, &repo, self.digest.algorithm()).await?;
+        self.show(&writing, &Bytes::new());
+        match self.receive(supply, &mut writing, id, stop).await {
+            Ok(Some(())) => (),
+            Ok(None) => {
+                self.cache.uploads.forget_journal(id).await?;
+                return Ok(None);
+            }
+            Err(error) => {
+                if writing.received_bytes == 0 {
+                    self.cache.uploads.forget_journal(id).await?;
+                } else {
+                    self.cache.uploads.park(id, &repo, writing).await?;
+                }
+                return Err(error);
+            }
+        }
+        let received = writing.finish().await?;
+        let outcome = self.commit(received, supply).await;
+        self.cache.uploads.forget_journal(id).await?;
+        outcome.map(Some)
+    }
+
+    async fn commit(&self, received: Received, supply: &mut Supply) -> Result<(), MirrorError> {
+        if received.digest != self.digest {
+            supply.blame();
+            return Err(MirrorError::Forged { expected: self.digest, actual: received.digest });
+        }
+        // Readers end here, and need not wait for the disk.
+        self.state.send_modify(|state| {
+            state.size_bytes = Some(received.file.size_bytes);
+            state.stage = Stage::Verified;
+        });
+        let own = self.cache.own().await?;
+        self.cache.commit_upload(own, &self.repository.joined()?, &self.digest, received).await?;
+        // Nobody is about to push a manifest that names it: when the one that does is evicted, it may go.
+        self.cache.leases.name(&self.digest, Instant::now());
+        Ok(())
+    }
+
+    /// Receives the rest of the blob, from whoever has it, in as many tries as it takes while they bring something.
+    async fn receive(
+        &self,
+        supply: &mut Supply,
+        writing: &mut Writing,
+        id: Uuid,
+        stop: &CancellationToken,
+    ) -> Result<Option<()>, MirrorError> {
+        let mut barren_tries = 0;
+        loop {
+            let before = writing.received_bytes;
+            let tried = self.receive_once(supply, writing, id);
+            let Some(outcome) = stop.run_until_cancelled(tried).await else {
+                return Err(MirrorError::Closed);
+            };
+            let error = match outcome {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            barren_tries = if writing.received_bytes > before { 0 } else { barren_tries + 1 };
+            if barren_tries >= BARREN_TRIES_MAX || !error.is_transient() {
+                return Err(error);
+            }
+            tracing::info!(digest = %self.digest, received_bytes = writing.received_bytes, error = %chain(&error), "fill broke off; it goes on from there");
+            let pause = PAUSE * 2_u32.saturating_pow(barren_tries);
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return Err(MirrorError::Closed);
+            }
+        }
+    }
+
+    async fn receive_once(
+        &self,
+        supply: &mut Supply,
+        writing: &mut Writing,
+        id: Uuid,
+    ) -> Result<Option<()>, MirrorError> {
+        let size_bytes = self.state.borrow().size_bytes;
+        if size_bytes.is_some_and(|size_bytes| size_bytes > 0 && writing.received_bytes == size_bytes) {
+            return Ok(Some(()));
+        }
+        let Some(opened) = supply.open(writing.received_bytes).await? else { return Ok(None) };
+        let Opened { size_bytes: stated, at, from, bytes } = opened;
+        if let (Some(known), Some(stated)) = (size_bytes, stated)
+            && known != stated
+        {
+            return Err(MirrorError::WrongSize { digest: self.digest, known, stated });
+        }
+        self.state.send_modify(|state| {
+            state.size_bytes = state.size_bytes.or(stated);
+            state.from = Some(from);
+        });
+        let size_bytes = size_bytes.or(stated);
+        // An upstream that knows no ranges begins at the beginning.
+        let mut skip = writing.received_bytes.saturating_sub(at);
+        let mut bytes = bytes.map_err(MirrorError::from).boxed();
+        while let Some(mut chunk) = bytes.try_next().await? {
+            if skip > 0 {
+                let skipped = chunk.split_to(chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX)));
+                skip -= skipped.len() as u64;
+            }
+            let received_bytes = writing.received_bytes + chunk.len() as u64;
+            if let Some(known) = size_bytes.filter(|known| received_bytes > *known) {
+                return Err(MirrorError::WrongSize { digest: self.digest, known, stated: received_bytes });
+            }
+            writing.write(chunk.clone()).await?;
+            self.show(writing, &chunk);
+            if writing.received_bytes - writing.noted_bytes >= CHECKPOINT_BYTES {
+                writing.note(self.cache.uploads.journals(), id).await?;
+            }
+        }
+        match size_bytes {
+            Some(known) if writing.received_bytes < known => {
+                Err(MirrorError::Short { digest: self.digest, known, received: writing.received_bytes })
+            }
+            _ => Ok(Some(())),
+        }
+    }
+
+    /// Makes what was written readable. Without a chunk, what a run before this one has written.
+    fn show(&self, writing: &Writing, chunk: &Bytes) {
+        {
+            let mut window = lock(&self.window);
+            let known = window.leaves.len();
+            let leaves = &writing.file.leaves()[known..];
+            leaves.iter().for_each(|cid| self.keep.add(*cid));
+            window.leaves.extend(leaves);
+            if chunk.is_empty() {
+                window.tail_at = (window.leaves.len() * CHUNK_BYTES) as u64;
+                window.tail.extend(writing.file.open_parts().iter().cloned());
+                window.tail_end = writing.received_bytes;
+            } else {
+                window.tail.push_back(chunk.clone());
+                window.tail_end += chunk.len() as u64;
+            }
+            let stored = (window.leaves.len() * CHUNK_BYTES) as u64;
+            while let Some(first) = window.tail.front().map(|bytes| bytes.len() as u64)
+                && window.tail_at + first <= stored
+            {
+                window.tail.pop_front();
+                window.tail_at += first;
+            }
+        }
+        self.state.send_modify(|state| state.received_bytes = writing.received_bytes);
+    }
+}
+
+impl State {
+    /// What readers may have: not the last byte before the digest matched.
+    pub(super) fn readable_bytes(&self) -> u64 {
+        match (&self.stage, self.size_bytes) {
+            (Stage::Verified, _) => self.received_bytes,
+            (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
+            (_, None) => 0,
+        }
+    }
+}
+
+/// The journal of a blob's fill: found again by the digest alone.
+fn journal_id(digest: &Digest) -> Uuid {
+    let hash = digest.multihash();
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.digest()[..16]);
+    uuid::Builder::from_custom_bytes(id).into_uuid()
+}
+
+/// A panic while a lock was held leaves at most a chunk unseen, whose fill has failed then.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

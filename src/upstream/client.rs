@@ -1,0 +1,129 @@
+//! The HTTP client of one registry: its authorities, certificate and proxy, and redirects followed by hand, so that
+//! credentials stay with who they are for.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, Identity, Method, Proxy, Request, Response};
+use tokio::time::timeout;
+use url::Url;
+
+use super::UpstreamError;
+use super::body::innermost;
+use crate::config::RegistryConfig;
+use crate::oci::Host;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the request to the header of its answer, redirects included.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const REDIRECTS_MAX: usize = 10;
+const IDLE_CONNECTIONS_MAX: usize = 8;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Asks one registry. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct HttpClient {
+    host: Host,
+    client: Client,
+    /// Plain http may follow upon https.
+    insecure: bool,
+}
+
+/// A request without a body.
+#[derive(Clone)]
+pub(super) struct Get {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// For this host alone.
+    pub(super) authorization: Option<HeaderValue>,
+}
+
+impl HttpClient {
+    pub(super) fn new(host: &Host, config: &RegistryConfig) -> Result<Self, UpstreamError> {
+        let wrong = |key: &'static str| {
+            move |error: reqwest::Error| UpstreamError::Config {
+                host: host.clone(),
+                key,
+                reason: innermost(&error),
+            }
+        };
+        let mut builder = Client::builder()
+            .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http2_adaptive_window(true)
+            .tls_danger_accept_invalid_certs(config.insecure);
+        if let Some(proxy) = &config.http_proxy {
+            builder = builder.proxy(Proxy::all(proxy.clone()).map_err(wrong("httpproxy"))?);
+        }
+        if let Some(path) = &config.ca {
+            let pem = read(host, "ca", path)?;
+            let authorities = Certificate::from_pem_bundle(&pem).map_err(wrong("ca"))?;
+            builder = authorities.into_iter().fold(builder, |builder, ca| builder.add_root_certificate(ca));
+        }
+        if let Some((certificate, key)) = &config.client_certificate {
+            let mut pem = read(host, "certificate", certificate)?;
+            pem.push(b'\n');
+            pem.extend(read(host, "key", key)?);
+            builder = builder.identity(Identity::from_pem(&pem).map_err(wrong("certificate"))?);
+        }
+        let client = builder.build().map_err(wrong("upstream"))?;
+        Ok(Self { host: host.clone(), client, insecure: config.insecure })
+    }
+
+    /// Sends a request and follows redirects, without the credentials wherever another host, port or scheme is meant.
+    pub(super) async fn send(&self, get: Get) -> Result<Response, UpstreamError> {
+        let late = |_| UpstreamError::Timeout { host: self.host.clone(), waited: HEADER_TIMEOUT };
+        timeout(HEADER_TIMEOUT, self.follow(get)).await.map_err(late)?
+    }
+
+    async fn follow(&self, mut get: Get) -> Result<Response, UpstreamError> {
+        let refused = |reason: String| UpstreamError::Redirect { host: self.host.clone(), reason };
+        for _ in 0..=REDIRECTS_MAX {
+            let mut request = Request::new(get.method.clone(), get.url.clone());
+            *request.headers_mut() = get.headers.clone();
+            if let Some(authorization) = &get.authorization {
+                request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+            }
+            let response = self.execute(request).await?;
+            let location = response.headers().get(LOCATION).filter(|_| response.status().is_redirection());
+            let Some(location) = location else { return Ok(response) };
+            let target = location.to_str().ok().and_then(|location| get.url.join(location).ok());
+            let target = target.ok_or_else(|| refused("a redirect to what is no URL".to_owned()))?;
+            match (get.url.scheme(), target.scheme()) {
+                (_, "https") | ("http", "http") => (),
+                ("https", "http") if self.insecure => (),
+                (_, scheme) => return Err(refused(format!("a redirect from https to {scheme}"))),
+            }
+            if target.origin() != get.url.origin() {
+                get.authorization = None;
+            }
+            get.url = target;
+        }
+        Err(refused(format!("more than {REDIRECTS_MAX} redirects")))
+    }
+
+    /// Sends one request, as it is.
+    pub(super) async fn execute(&self, request: Request) -> Result<Response, UpstreamError> {
+        let unreachable = |error: reqwest::Error| UpstreamError::Unreachable {
+            host: self.host.clone(),
+            reason: innermost(&error),
+        };
+        self.client.execute(request).await.map_err(unreachable)
+    }
+}
+
+fn read(host: &Host, key: &'static str, path: &Path) -> Result<Vec<u8>, UpstreamError> {
+    std::fs::read(path).map_err(|error| UpstreamError::File {
+        host: host.clone(),
+        key,
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}

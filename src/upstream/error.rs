@@ -1,0 +1,68 @@
+//! Why a registry gave no good answer.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::oci::{Digest, Host};
+
+/// Each names the registry. None of them means "not there".
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("{host} wants other credentials than it was given ({detail})")]
+    Unauthorized { host: Host, detail: String },
+    #[error("{0} does not allow it: our credentials have no right to it")]
+    Forbidden(Host),
+    #[error("{host} has had too many requests from us; ask again in {} s", .retry_after.as_secs())]
+    RateLimited { host: Host, retry_after: Duration },
+    #[error("{host} answered {status}")]
+    Status { host: Host, status: u16 },
+    #[error("{host} cannot be reached ({reason})")]
+    Unreachable { host: Host, reason: String },
+    #[error("{host} gave no answer within {} s", .waited.as_secs())]
+    Timeout { host: Host, waited: Duration },
+    #[error("{host} sent nothing for {} s", .waited.as_secs())]
+    Stalled { host: Host, waited: Duration },
+    #[error("{host} broke off after {received} bytes ({reason})")]
+    Truncated { host: Host, received: u64, reason: String },
+    #[error("{host} sent {actual} for {expected}")]
+    Mismatch { host: Host, expected: Digest, actual: Digest },
+    #[error("{host} sent {what} of more than {bytes_max} bytes")]
+    TooLarge { host: Host, what: &'static str, bytes_max: usize },
+    #[error("{host} sent what is none of ours to follow: {reason}")]
+    Redirect { host: Host, reason: String },
+    #[error("{host} sent {what} that cannot be read: {reason}")]
+    Malformed { host: Host, what: &'static str, reason: String },
+    /// It failed time and again: it is left in peace for a while.
+    #[error("{host} is not asked for another {} s, since it failed again and again: {last}", .wait.as_secs())]
+    Resting { host: Host, wait: Duration, last: String },
+    #[error("the credentials for {host} cannot be had: {reason}")]
+    Credentials { host: Host, reason: String },
+    #[error("config key mirror.registries.{host}.{key}: {reason}")]
+    Config { host: Host, key: &'static str, reason: String },
+    #[error("config key mirror.registries.{host}.{key}: cannot read {}: {reason}", .path.display())]
+    File { host: Host, key: &'static str, path: PathBuf, reason: String },
+}
+
+impl UpstreamError {
+    /// Whether the same request may go better in a moment, or at another endpoint.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 408 | 500..),
+            Self::RateLimited { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Stalled { .. }
+            | Self::Truncated { .. }
+            | Self::Resting { .. } => true,
+            Self::Unauthorized { .. }
+            | Self::Forbidden(_)
+            | Self::Mismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Redirect { .. }
+            | Self::Malformed { .. }
+            | Self::Credentials { .. }
+            | Self::Config { .. }
+            | Self::File { .. } => false,
+        }
+    }
+}

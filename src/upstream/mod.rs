@@ -1,0 +1,116 @@
+//! The registries we mirror: how each is asked, with what credentials, and when it is left in peace. Knows the
+//! distribution API as a client does; nothing of caches and trees.
+
+mod auth;
+mod body;
+mod breaker;
+mod client;
+mod credentials;
+mod endpoint;
+mod error;
+mod registry;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::config::PullThrough;
+use crate::oci::Host;
+
+pub use body::BlobBody;
+pub use error::UpstreamError;
+use registry::Registry;
+pub use registry::{Fetched, Head, Upstream};
+
+/// Registries that are known by `"*"` alone; with more, those that come later are unknown.
+const ON_DEMAND_MAX: usize = 256;
+/// The longest `Via` that is passed on; a longer one must be a loop.
+const VIA_BYTES_MAX: usize = 1024;
+
+/// All registries that are mirrored. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstreams(Arc<Shared>);
+
+struct Shared {
+    config: PullThrough,
+    named: HashMap<Host, Arc<Registry>>,
+    on_demand: Mutex<HashMap<Host, Arc<Registry>>>,
+    /// What we call ourselves in `Via`.
+    pseudonym: String,
+}
+
+/// What `status` tells of a registry.
+#[derive(Clone, Debug)]
+pub struct UpstreamStatus {
+    pub host: Host,
+    /// Whether it is asked at all; `false` after repeated failures, for a while.
+    pub is_asked: bool,
+    /// The last failure, unless an answer came since.
+    pub error: Option<String>,
+    /// As Docker Hub tells it: pulls that are left, of how many.
+    pub rate_limit: Option<(u64, u64)>,
+}
+
+impl Upstreams {
+    /// `identity` tells us from other mirrors. An error names the config key that has to be mended.
+    pub fn new(config: PullThrough, identity: &str) -> Result<Self, UpstreamError> {
+        let named = config.registries.iter().map(|(host, config)| {
+            let registry = Registry::new(host.clone(), config.clone())?;
+            Ok((host.clone(), Arc::new(registry)))
+        });
+        let named = named.collect::<Result<_, UpstreamError>>()?;
+        let pseudonym = format!("shoal-{identity}");
+        Ok(Self(Arc::new(Shared { config, named, on_demand: Mutex::default(), pseudonym })))
+    }
+
+    /// A registry by the name that users write before a repository. `None`: it is not mirrored.
+    pub fn get(&self, host: &Host) -> Option<Upstream> {
+        let registry = match self.0.named.get(host) {
+            Some(registry) => registry.clone(),
+            None => self.on_demand(host)?,
+        };
+        Some(Upstream::new(registry, self.via(None)))
+    }
+
+    /// Any registry by its name, where the config says so. Names that only this network can know are none.
+    fn on_demand(&self, host: &Host) -> Option<Arc<Registry>> {
+        let config = self.0.config.any.as_ref().filter(|_| registry::is_public(host))?;
+        let mut on_demand = self.0.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = on_demand.get(host) {
+            return Some(registry.clone());
+        }
+        if on_demand.len() >= ON_DEMAND_MAX {
+            return None;
+        }
+        let registry = Registry::new(host.clone(), registry::by_name(host, config)?).ok()?;
+        let registry = Arc::new(registry);
+        on_demand.insert(host.clone(), registry.clone());
+        Some(registry)
+    }
+
+    /// What a request means that names no registry.
+    pub fn default_registry(&self) -> Option<&Host> {
+        self.0.config.default_registry.as_ref()
+    }
+
+    /// Whether a request with this `Via` (RFC 9110, section 7.6.3) has been here before.
+    pub fn is_loop(&self, via: Option<&str>) -> bool {
+        let Some(via) = via else { return false };
+        let ours = |hop: &str| hop.split_whitespace().any(|word| word == self.0.pseudonym);
+        via.len() > VIA_BYTES_MAX || via.split(',').any(ours)
+    }
+
+    /// The `Via` of what we ask for the sake of a request that came with `via`.
+    pub fn via(&self, via: Option<&str>) -> String {
+        let ours = format!("1.1 {}", self.0.pseudonym);
+        via.map_or(ours.clone(), |via| format!("{via}, {ours}"))
+    }
+
+    /// Sorted by name.
+    pub fn status(&self) -> Vec<UpstreamStatus> {
+        let on_demand = self.0.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            self.0.named.values().chain(on_demand.values()).map(|one| one.status()).collect();
+        all.sort_by(|a, b| a.host.cmp(&b.host));
+        all
+    }
+}
