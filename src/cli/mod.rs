@@ -2,6 +2,7 @@
 //! the running daemon over its socket.
 
 mod client;
+mod doctor;
 mod engine;
 mod export;
 mod import;
@@ -103,6 +104,13 @@ enum Command {
     /// Shows a diff and asks; what was there is kept, and comes back with --undo.
     #[command(subcommand, after_help = "Example: shoal setup containerd --dry-run")]
     Setup(setup::SetupCommand),
+    /// Find out whether pulls come by the mirror, and what mends it if not
+    ///
+    /// Reads the files of containerd, podman and Docker as they do, reaches the mirror, and pulls a small image through it.
+    #[command(
+        after_help = "Examples: shoal doctor\n          shoal doctor containerd --registry ghcr.io --probe ghcr.io/team/app:1"
+    )]
+    Doctor(doctor::DoctorArguments),
     /// Check a config file
     #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
     Config(ConfigCommand),
@@ -178,6 +186,7 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Setup(command) => setup::run(command),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Config(ConfigCommand::Check { config }) => check(config),
     };
     match outcome {

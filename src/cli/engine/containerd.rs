@@ -145,6 +145,11 @@ pub(in crate::cli) fn host_folders(config_path: &Path, registry: &Host) -> Vec<P
     names.into_iter().map(|name| config_path.join(name)).collect()
 }
 
+/// The folder that counts for a registry; `None` if there is none, not even `_default`.
+pub(in crate::cli) fn host_folder(config_path: &Path, registry: &Host) -> Option<PathBuf> {
+    host_folders(config_path, registry).into_iter().find(|folder| folder.is_dir())
+}
+
 /// Certificates in a registry's folder, which containerd takes only while there is no `hosts.toml` beside them.
 pub(in crate::cli) fn certificates(folder: &Path) -> Result<Vec<String>, EngineError> {
     let names = list(folder)?;

@@ -40,6 +40,13 @@ impl HostEntry {
     pub(in crate::cli) fn is(&self, mirror: &MirrorUrl) -> bool {
         self.url.parse().as_ref() == Ok(mirror)
     }
+
+    /// Whether it is asked for what a mirror has to be asked for.
+    pub(in crate::cli) fn pulls(&self) -> bool {
+        let has =
+            |wanted: &&str| self.capabilities.as_ref().is_none_or(|all| all.iter().any(|one| one == wanted));
+        CAPABILITIES.iter().all(has)
+    }
 }
 
 /// A file as containerd understands it.
@@ -228,7 +235,7 @@ mod tests {
         let written = with_mirror(text, &wanted(&mirror())).unwrap();
         let hosts = Hosts::parse(&written, None).unwrap();
         assert_eq!(hosts.entries.len(), 2, "{written}");
-        assert!(hosts.entries[0].is(&mirror()), "{written}");
+        assert!(hosts.entries[0].is(&mirror()) && hosts.entries[0].pulls(), "{written}");
         for kept in ["# shoal", "# all", "ca = \"/ca.pem\"", ".header]\n  a = [\"b\"]\n"] {
             assert!(written.contains(kept), "{kept} is not in\n{written}");
         }

@@ -28,6 +28,8 @@ pub(super) enum Engine {
 }
 
 impl Engine {
+    pub(super) const ALL: [Self; 3] = [Self::Containerd, Self::Podman, Self::Docker];
+
     /// The program that says its version.
     pub(super) fn program(self) -> &'static str {
         match self {

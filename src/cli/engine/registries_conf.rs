@@ -8,7 +8,6 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 use super::{EngineError, MirrorUrl, Root, list, read, toml};
 use crate::oci::Host;
 
-const MAIN: &str = "/etc/containers/registries.conf";
 const DROP_INS: &str = "/etc/containers/registries.conf.d";
 /// The drop-in of ours: behind those with other numbers, since the last one that knows a prefix counts.
 pub(in crate::cli) const OURS: &str = "/etc/containers/registries.conf.d/90-shoal.conf";
@@ -30,21 +29,60 @@ pub(in crate::cli) struct Entry {
     table: Table,
 }
 
+impl Entry {
+    /// Location and `insecure` of its mirrors, in the order in which they are asked.
+    pub(in crate::cli) fn mirrors(&self) -> Vec<(String, bool)> {
+        let mirrors = self.table.get("mirror").cloned().and_then(|item| item.into_array_of_tables().ok());
+        let mirror = |table: &Table| {
+            let insecure = table.get("insecure").and_then(Item::as_bool).unwrap_or_default();
+            Some((table.get("location")?.as_str()?.to_owned(), insecure))
+        };
+        mirrors.iter().flatten().filter_map(mirror).collect()
+    }
+
+    pub(in crate::cli) fn is_blocked(&self) -> bool {
+        self.table.get("blocked").and_then(Item::as_bool).unwrap_or_default()
+    }
+
+    /// Whether it speaks of a repository, named with its registry.
+    fn covers(&self, name: &str) -> bool {
+        if let Some(domain) = self.prefix.strip_prefix('*') {
+            return name.split('/').next().is_some_and(|host| host.ends_with(domain));
+        }
+        name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
 /// What all files say, in the order in which they are read.
 #[derive(Debug)]
 pub(in crate::cli) struct Registries(Vec<Entry>);
 
 impl Registries {
+    /// The file that is read first.
+    pub(in crate::cli) const MAIN: &str = "/etc/containers/registries.conf";
+
     pub(in crate::cli) fn load(root: &Root) -> Result<Self, EngineError> {
         let folder = root.under(DROP_INS);
         let drop_ins = list(&folder)?.into_iter().filter(|name| name.ends_with(".conf"));
         let mut entries = Vec::new();
-        for file in std::iter::once(root.under(MAIN)).chain(drop_ins.map(|name| folder.join(name))) {
+        for file in std::iter::once(root.under(Self::MAIN)).chain(drop_ins.map(|name| folder.join(name))) {
             let Some(text) = read(&file)? else { continue };
             let invalid = |reason| EngineError::Invalid { path: file.clone(), reason };
             entries.extend(parse(&text, &file).map_err(invalid)?);
         }
         Ok(Self(entries))
+    }
+
+    /// The entry that counts for a prefix: the last one with it.
+    fn of_prefix(&self, prefix: &str) -> Option<&Entry> {
+        self.0.iter().rev().find(|entry| entry.prefix == prefix)
+    }
+
+    /// The entry that counts for a repository, named with its registry: that of the longest prefix.
+    pub(in crate::cli) fn of(&self, name: &str) -> Option<&Entry> {
+        let longest =
+            self.0.iter().filter(|entry| entry.covers(name)).max_by_key(|entry| entry.prefix.len())?;
+        self.of_prefix(&longest.prefix)
     }
 
     /// What the files before `ours` say of a registry, if ours does not have it yet: it has to be taken over, since our
@@ -175,5 +213,35 @@ mod tests {
         assert_eq!(parse(&two, Path::new("x")).unwrap().len(), 2);
         assert_eq!(written(Some(&two), "docker.io", None), two);
         assert_eq!(written(Some(&two), "ghcr.io", None), two);
+    }
+
+    #[test]
+    fn what_other_files_say_of_the_registry_is_taken_over_behind_the_mirror() {
+        let text = "[[registry]]\nprefix = \"docker.io\"\nlocation = \"hub.lan\" # ours\n\
+                    mirror = [{location = \"old.lan\", insecure = true}]\n";
+        let entry = parse(text, Path::new("x")).unwrap().remove(0);
+        let text = written(None, "docker.io", Some(&entry));
+        assert!(text.contains("location = \"hub.lan\" # ours\n"), "{text}");
+        let mirrors = parse(&text, Path::new("x")).unwrap()[0].mirrors();
+        assert_eq!(mirrors, [("127.0.0.1:5000/docker.io".to_owned(), true), ("old.lan".to_owned(), true)]);
+        assert_eq!(written(Some(&text), "docker.io", Some(&entry)), text);
+    }
+
+    #[test]
+    fn the_longest_prefix_counts_and_of_equal_ones_the_last() {
+        let entries = |text: &str, file: &str| parse(text, Path::new(file)).unwrap();
+        let mut all = entries("[[registry]]\nlocation = \"docker.io\"\n", "a");
+        all.extend(entries("[[registry]]\nprefix = \"docker.io\"\nlocation = \"x\"\n", "b"));
+        all.extend(entries(
+            "[[registry]]\nprefix = \"docker.io/team\"\n[[registry]]\nprefix = \"*.lan\"\n",
+            "c",
+        ));
+        let registries = Registries(all);
+        let file = |name: &str| registries.of(name).map(|entry| entry.file.display().to_string());
+        assert_eq!(file("docker.io/library/app").as_deref(), Some("b"));
+        assert_eq!(file("docker.io/team/app").as_deref(), Some("c"));
+        assert_eq!(file("docker.io/teams/app").as_deref(), Some("b"));
+        assert_eq!(file("hub.lan/app").as_deref(), Some("c"));
+        assert_eq!(file("ghcr.io/app"), None);
     }
 }
