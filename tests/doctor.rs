@@ -144,7 +144,8 @@ async fn mirrors_of_old_beside_config_path_are_found() {
 
 #[tokio::test]
 async fn every_fault_of_a_hosts_file_is_found() {
-    let mut ward = Ward::open().await.file(CONFIG, &config_path("/etc/containerd/certs.d"));
+    let config = config_path("/etc/containerd/certs.d");
+    let mut ward = Ward::open().await.file(CONFIG, &config).engine("containerd", "1.7.24");
     let mirror = ward.daemon.registry.clone();
     let setup = format!("shoal setup containerd --mirror {mirror} --registry docker.io");
     let ours = format!("[host.\"{mirror}\"]\n");

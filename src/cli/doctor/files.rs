@@ -207,7 +207,8 @@ pub(super) fn docker(report: &mut Report, patient: &Patient<'_>) -> Asked {
     for registry in patient.registries {
         let setup = patient.setup(Engine::Docker, registry);
         let is_hub = registry.as_str() == "docker.io";
-        if !is_hub && json.reads_hosts(version) {
+        let by_hosts = !is_hub || patient.root.under(daemon_json::HUB_HOSTS).exists();
+        if by_hosts && json.reads_hosts(version) {
             hosts(report, patient, Engine::Docker, None, &folders, registry);
         } else if !is_hub {
             report.note(format!("this Docker has no mirrors of {registry}, only of docker.io"));

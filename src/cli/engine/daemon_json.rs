@@ -9,6 +9,8 @@ use super::{MirrorUrl, Version};
 pub(in crate::cli) const CONFIG: &str = "/etc/docker/daemon.json";
 /// `hosts.toml` files of all registries, as containerd has them.
 pub(in crate::cli) const HOSTS_DIR: &str = "/etc/docker/certs.d";
+/// That of Docker Hub, which goes before `registry-mirrors` (moby#52890).
+pub(in crate::cli) const HUB_HOSTS: &str = "/etc/docker/certs.d/docker.io/hosts.toml";
 
 const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";

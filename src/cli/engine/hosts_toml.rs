@@ -59,7 +59,7 @@ pub(in crate::cli) struct Hosts {
 }
 
 impl Hosts {
-    /// Reads a file as the containerd of `version` does. An error: it ignores the whole file.
+    /// Reads a file as the containerd of `version` does, or else the newest. An error: it ignores the whole file.
     pub(in crate::cli) fn parse(text: &str, version: Option<Version>) -> Result<Self, String> {
         let document = super::toml(text)?;
         let server = match document.get("server") {
@@ -74,7 +74,7 @@ impl Hosts {
             for capability in entry.capabilities.iter().flatten() {
                 let known = match capability.as_str() {
                     "pull" | "resolve" | "push" => true,
-                    "referrers" => version.is_some_and(|version| version >= REFERRERS_SINCE),
+                    "referrers" => version.is_none_or(|version| version >= REFERRERS_SINCE),
                     _ => false,
                 };
                 if !known {
@@ -186,6 +186,18 @@ fn put_first(document: &mut DocumentMut, ours: &str, first: isize) {
     if table(document).is_some_and(|place| place < first) {
         return;
     }
+    let hosts = document.get_mut("host").and_then(Item::as_table_mut);
+    let next = hosts.and_then(|hosts| {
+        let mut tables = hosts.iter_mut().filter_map(|(_, item)| item.as_table_mut());
+        tables.find(|table| table.position() == Some(first))
+    });
+    if let Some(decor) = next.map(Table::decor_mut) {
+        let before = decor.prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default();
+        // It may have been the first line of the file.
+        if !before.starts_with('\n') {
+            decor.set_prefix(format!("\n{before}"));
+        }
+    }
     shift(document.as_table_mut(), first);
     if let Some(table) = document["host"][ours].as_table_mut() {
         place(table, Some(first));
@@ -239,6 +251,14 @@ mod tests {
         for kept in ["# shoal", "# all", "ca = \"/ca.pem\"", ".header]\n  a = [\"b\"]\n"] {
             assert!(written.contains(kept), "{kept} is not in\n{written}");
         }
+    }
+
+    #[test]
+    fn a_blank_line_stands_before_what_was_at_the_head() {
+        let text = "# the old cache\n[host.\"https://cache\"]\n";
+        let written = with_mirror(text, &wanted(&mirror())).unwrap();
+        let ours = "[host.\"http://127.0.0.1:5000\"]\ncapabilities = [\"pull\", \"resolve\"]\n";
+        assert_eq!(written, format!("{ours}\n{text}"));
     }
 
     #[test]

@@ -60,6 +60,10 @@ impl Change {
         Ok(made.then_some(Self { path, before, after: None, kind: Kind::Remove }))
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether there is anything to do.
     pub(super) fn is_needed(&self) -> bool {
         self.kind != Kind::Write || self.before != self.after
@@ -89,11 +93,13 @@ impl Change {
 
     fn write_text(&self, text: &str) -> io::Result<()> {
         let (made, backup) = (beside(&self.path, MADE), beside(&self.path, BACKUP));
-        if self.before.is_none() {
-            let folders = make_folders(&self.path)?;
-            replace(&made, &format!("{folders}\n"), None)?;
-        } else if !made.exists() && !backup.exists() {
-            replace(&backup, self.before.as_deref().unwrap_or_default(), Some(&fs::metadata(&self.path)?))?;
+        let folders = make_folders(&self.path)?;
+        // What is kept is what was there before the first change.
+        if !made.exists() && !backup.exists() {
+            match &self.before {
+                None => replace(&made, &format!("{folders}\n"), None)?,
+                Some(text) => replace(&backup, text, Some(&fs::metadata(&self.path)?))?,
+            }
         }
         let path = resolved(&self.path);
         replace(&path, text, fs::metadata(&path).ok().as_ref())

@@ -175,9 +175,9 @@ fn carry_out(engine: Engine, plan: Plan, common: &Common) -> anyhow::Result<()> 
             bail!("nothing was changed");
         }
         change::apply(&changes).context("not all was changed: run it again, or with --undo")?;
-        print(&format!("changed {} files for {engine}", changes.len()));
+        changes.iter().for_each(|change| print(&format!("changed {}", change.path().display())));
     }
-    plan.steps.iter().for_each(|step| print(&format!("to do: {step}")));
+    plan.steps.iter().for_each(|step| print(&format!("next: {step}")));
     Ok(())
 }
 

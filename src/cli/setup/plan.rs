@@ -140,7 +140,7 @@ pub(super) fn podman(target: &Target<'_>) -> Result<Plan, EngineError> {
     if let Some(after) = after {
         plan.changes.push(Change::write(path, before, after));
     }
-    plan.steps.push("podman reads this at each pull; for CRI-O: systemctl reload crio".to_owned());
+    plan.steps.push("for CRI-O: systemctl reload crio; podman reads the files at each pull".to_owned());
     Ok(plan)
 }
 
@@ -159,13 +159,17 @@ pub(super) fn docker(target: &Target<'_>) -> Result<Plan, EngineError> {
         plan.steps.push("systemctl reload docker".to_owned());
         if json.is_classic(version) {
             plan.steps.push(
-                "mirror.defaultregistry: docker.io in Shoal's config: this Docker does not say which registry it means"
+                "have mirror.defaultregistry: docker.io in Shoal's config: this Docker does not say which registry it means"
                     .to_owned(),
             );
         }
     }
     if json.reads_hosts(version) {
-        let target = Target { registries: &others, ..*target };
+        // For docker.io such a file goes before registry-mirrors, where there is one.
+        let hub_file = target.root.under(daemon_json::HUB_HOSTS);
+        let hub = hub.into_iter().filter(|_| hub_file.exists());
+        let registries: Vec<_> = hub.chain(others).collect();
+        let target = Target { registries: &registries, ..*target };
         hosts(&mut plan, &target, Path::new(daemon_json::HOSTS_DIR), None)?;
     } else if !others.is_empty() {
         let names: Vec<_> = others.iter().map(Host::as_str).collect();
