@@ -334,7 +334,7 @@ fn podman_gets_a_drop_in_that_takes_over_what_others_say() {
 }
 
 #[test]
-fn docker_has_mirrors_of_docker_io_alone_before_version_29() {
+fn docker_has_mirrors_of_docker_io_alone_with_its_own_store() {
     let words = "docker --registry docker.io --registry ghcr.io";
     let old = Machine::new().engine("dockerd", "Docker version 28.5.1, build x");
     let ended = old.setup(words);

@@ -17,14 +17,16 @@ for repository in library/app docker.io/library/app; do push "$W/img:1" "$mirror
 probe=docker.io/library/app:1
 
 # shoal_ MACHINE COMMAND... - the command works on the files of a machine, and sees that machine's programs.
-shoal_() { PATH=$W/$1/bin:$PATH "$SHOAL" "${@:2}" --root "$W/$1" --mirror "http://$URL"; }
+shoal_() { PATH=$W/$1/bin:$PATH "$SHOAL" "${@:2}" --root "$W/$1" --mirror "http://$URL" "${REGISTRIES[@]}"; }
+REGISTRIES=()
 # machine NAME PROGRAM COMMAND... - a machine whose PROGRAM says what COMMAND does.
 machine() {
   mkdir -p "$W/$1/bin" "$W/$1/etc"
   "${@:3}" >"$W/$1/version"
   printf '#!/bin/sh\ncat "%s"\n' "$W/$1/version" >"$W/$1/bin/$2"; chmod +x "$W/$1/bin/$2"
 }
-files_of() { (cd "$W/$1" && find etc -type f -exec sha256sum {} + | sort); }
+# Docker writes a key of its own.
+files_of() { (cd "$W/$1" && find etc -type f ! -name key.json -exec sha256sum {} + | sort); }
 # set_up MACHINE ENGINE - by the files that are there already, and looked over.
 set_up() {
   files_of "$1" >"$W/$1/before"
@@ -32,6 +34,7 @@ set_up() {
   shoal_ "$1" setup "$2" --yes | grep -q "^nothing to change for $2" || fail "a second setup of $2 changes something"
 }
 well() {
+  local REGISTRIES=()
   shoal_ "$1" doctor "$2" --probe "$probe" >"$W/$1/doctor" 2>&1 || { cat "$W/$1/doctor" >&2; fail "the doctor of $2 finds something"; }
 }
 # taken_back MACHINE ENGINE
@@ -73,9 +76,11 @@ for suite in "" ${NEWER_SUITES##* }; do
   machine "$name" dockerd "${run[@]}" dockerd --version
   mkdir -p "$W/$name/etc/docker"
   printf '{"log-level": "warn"%s}' "${suite:+, \"features\": {\"containerd-snapshotter\": true\}}" >"$W/$name/etc/docker/daemon.json"
+  [ -z "$suite" ] || REGISTRIES=(--registry docker.io --registry quay.io)
   URL=$elsewhere set_up "$name" docker
   URL=$elsewhere well "$name" docker
-  DAEMON_JSON=$W/$name/etc/docker/daemon.json SUITE=$suite docker_pull "$elsewhere" app:1
+  ETC=$W/$name/etc/docker SUITE=$suite docker_pull "$elsewhere" app:1
+  [ -z "$suite" ] || ETC=$W/$name/etc/docker SUITE=$suite docker_pull "$elsewhere" quay.io/library/app:1
   URL=$elsewhere taken_back "$name" docker
   say "$(cat "$W/$name/version")${suite:+, the store of containerd}"
 done

@@ -57,15 +57,16 @@ podman_pull() {
 }
 
 # docker_pull REGISTRY IMAGE - a Docker engine pulls IMAGE with --registry-mirror and runs it. With SUITE=… that release's
-# engine, in its folder. With DAEMON_JSON=… it finds REGISTRY by that file.
+# engine, in its folder. With ETC=… it finds REGISTRY by the files in that folder, which is its /etc/docker.
 docker_pull() {
-  local registry=$1 image=$2 dir pid out run=() options=()
+  local registry=$1 image=$2 dir pid out run=() options=(--registry-mirror "http://$1")
   dir=$(mktemp -d "$W/docker.XXXXXX")
-  echo '{}' >"$dir/daemon.json"
-  [ -n "${DAEMON_JSON:-}" ] || options=(--registry-mirror "http://$registry")
+  mkdir "$dir/etc"; echo '{}' >"$dir/etc/daemon.json"
+  [ -z "${ETC:-}" ] || options=()
   [ -z "${SUITE:-}" ] || run=(in_chroot "$SUITE")
-  (IN_CHROOT=exec; [ ${#run[@]} -gt 0 ] || run=(exec)
-    "${run[@]}" dockerd --config-file "${DAEMON_JSON:-$dir/daemon.json}" --data-root "$dir/data" --exec-root "$dir/exec" \
+  (IN_CHROOT=exec; [ ${#run[@]} -gt 0 ] || run=(exec unshare -m)
+    "${run[@]}" sh -c 'mount --make-rprivate / && mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"' \
+    "${ETC:-$dir/etc}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" \
     -p "$dir/pid" -H "unix://$dir/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
     "${options[@]}") >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")

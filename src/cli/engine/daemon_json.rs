@@ -14,8 +14,10 @@ pub(in crate::cli) const HUB_HOSTS: &str = "/etc/docker/certs.d/docker.io/hosts.
 
 const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";
-/// The first Docker that has containerd's image store by default, and that reads `hosts.toml` for it.
-const HOSTS_SINCE: Version = Version::new(29, 0);
+/// The first Docker that has containerd's image store by default.
+const STORE_SINCE: Version = Version::new(29, 0);
+/// The oldest Docker that was seen to read `hosts.toml` files for that store.
+const HOSTS_SINCE: Version = Version::new(28, 5);
 
 /// What of the file concerns mirrors.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,19 +58,15 @@ impl DaemonJson {
         !mirror.is_plain() || mirror.is_loopback() || named()
     }
 
-    /// Whether an engine of this version reads `hosts.toml` files, and so can have mirrors of any registry.
-    pub(in crate::cli) fn reads_hosts(&self, version: Option<Version>) -> bool {
-        match (version, self.containerd_store) {
-            (_, Some(false)) => false,
-            (Some(version), _) => version >= HOSTS_SINCE,
-            (None, store) => store.unwrap_or_default(),
-        }
-    }
-
     /// Whether an engine of this version has a store of its own, by which it asks without `ns`.
     pub(in crate::cli) fn is_classic(&self, version: Option<Version>) -> bool {
-        let by_default = version.is_some_and(|version| version >= HOSTS_SINCE);
+        let by_default = version.is_some_and(|version| version >= STORE_SINCE);
         !self.containerd_store.unwrap_or(by_default)
+    }
+
+    /// Whether an engine of this version reads `hosts.toml` files, and so can have mirrors of any registry.
+    pub(in crate::cli) fn reads_hosts(&self, version: Option<Version>) -> bool {
+        !self.is_classic(version) && version.is_none_or(|version| version >= HOSTS_SINCE)
     }
 }
 
@@ -172,15 +170,25 @@ mod tests {
     }
 
     #[test]
-    fn hosts_files_are_for_docker_29_with_the_store_of_containerd() {
+    fn hosts_files_are_for_the_store_of_containerd() {
         let json = |text: &str| DaemonJson::parse(text).unwrap();
-        let store = |on: bool| format!("{{\"features\": {{\"containerd-snapshotter\": {on}}}}}");
-        let (old, new) = (Some(Version::new(28, 5)), Some(Version::new(29, 0)));
-        assert!(json("{}").reads_hosts(new) && !json("{}").is_classic(new));
-        assert!(!json("{}").reads_hosts(old) && json("{}").is_classic(old));
-        assert!(!json(&store(true)).reads_hosts(old) && !json(&store(true)).is_classic(old));
-        assert!(!json(&store(false)).reads_hosts(new) && json(&store(false)).is_classic(new));
-        assert!(json(&store(true)).reads_hosts(None) && !json("{}").reads_hosts(None));
+        let (on, off) = (
+            json("{\"features\": {\"containerd-snapshotter\": true}}"),
+            json("{\"features\": {\"containerd-snapshotter\": false}}"),
+        );
+        let unsaid = json("{}");
+        for (json, version, classic, hosts) in [
+            (&unsaid, Some(Version::new(29, 0)), false, true),
+            (&off, Some(Version::new(29, 0)), true, false),
+            (&on, Some(Version::new(28, 5)), false, true),
+            (&unsaid, Some(Version::new(28, 5)), true, false),
+            (&on, Some(Version::new(26, 1)), false, false),
+            (&on, None, false, true),
+            (&unsaid, None, true, false),
+        ] {
+            assert_eq!(json.is_classic(version), classic, "{json:?} {version:?}");
+            assert_eq!(json.reads_hosts(version), hosts, "{json:?} {version:?}");
+        }
     }
 
     proptest! {
