@@ -134,6 +134,20 @@ async fn a_list_of_folders_is_a_trap_for_containerd_from_2_1_on() {
 }
 
 #[tokio::test]
+async fn an_imported_file_that_takes_config_path_away_is_found() {
+    let config =
+        format!("imports = [\"/etc/containerd/conf.d/*.toml\"]\n{}", config_path("/etc/containerd/certs.d"));
+    let ward = Ward::open().await.file(CONFIG, &config).engine("containerd", "1.6.20~ds1");
+    ward.setup("containerd");
+    assert_eq!(ward.doctor("containerd").code, Some(0));
+    let cri = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n";
+    let ward = ward.file("etc/containerd/conf.d/sandbox.toml", cri);
+    let file = ward.root.path().join("etc/containerd/conf.d/sandbox.toml");
+    let file = file.canonicalize().unwrap();
+    ward.finds("containerd", "config_path is not set", &format!("add to {}", file.display()));
+}
+
+#[tokio::test]
 async fn mirrors_of_old_beside_config_path_are_found() {
     let config = config_path("/etc/containerd/certs.d")
         + "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"http://x\"]\n";

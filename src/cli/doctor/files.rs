@@ -20,7 +20,7 @@ pub(super) fn containerd(report: &mut Report, patient: &Patient<'_>) -> Asked {
         Some(version) => report.ok(format!("version {version}")),
         None => report.note("its version is not known: there is no containerd on the path"),
     }
-    let config = match ContainerdConfig::load(patient.root, &patient.containerd.containerd_config) {
+    let config = match ContainerdConfig::load(patient.root, &patient.containerd.containerd_config, version) {
         Ok(config) => config,
         Err(error) => {
             broken(report, &error);
@@ -31,7 +31,7 @@ pub(super) fn containerd(report: &mut Report, patient: &Patient<'_>) -> Asked {
         Some(folder) => vec![folder.clone()],
         None => config.folders(),
     };
-    config_path(report, patient, &config, version, &folders);
+    config_path(report, &config, version, &folders);
     for registry in patient.registries {
         hosts(report, patient, Engine::Containerd, version, &folders, registry);
     }
@@ -52,29 +52,31 @@ fn broken(report: &mut Report, error: &EngineError) {
 /// Whether `config_path` says where the files are, in a way that all of containerd understands.
 fn config_path(
     report: &mut Report,
-    patient: &Patient<'_>,
     config: &ContainerdConfig,
     version: Option<Version>,
     folders: &[PathBuf],
 ) {
-    let file = patient.root.under(&patient.containerd.containerd_config);
+    let file = config.file.display();
     let Some(first) = folders.first() else {
         let lines = config.lines(Path::new(containerd::HOSTS_DIR));
         report.wrong(
-            format!("config_path is not set in {}: no hosts.toml is read", file.display()),
-            format!("add to {}, and restart containerd:\n{lines}", file.display()),
+            format!("config_path is not set in {file}: no hosts.toml is read"),
+            format!("add to {file}, and restart containerd:\n{lines}"),
         );
         return;
     };
     let names: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
     report.ok(format!("config_path is {}", names.join(" and ")));
-    let by_transfer = config.transfer.as_ref().is_some_and(|setting| setting.value.contains(':'));
-    if by_transfer || (folders.len() > 1 && version.is_some_and(|version| version >= ONE_FOLDER_SINCE)) {
-        let setting = config.transfer.as_ref().filter(|_| by_transfer).or(config.cri.as_ref());
-        let file = setting.map_or(file, |setting| setting.file.clone());
+    let setting = config.cri.as_ref().or(config.transfer.as_ref());
+    if config.cri.is_none() && config.transfer.is_some() {
+        report.note("config_path is that of the transfer service: pulls of Kubernetes do not go by it");
+    }
+    let one_folder = config.cri.is_none() || version.is_some_and(|version| version >= ONE_FOLDER_SINCE);
+    if let Some(setting) = setting.filter(|_| folders.len() > 1 && one_folder) {
+        let (first, file) = (first.display(), setting.file.display());
         report.wrong(
             "config_path is a list, which the transfer service takes for the name of one folder: it finds no file",
-            format!("set config_path = \"{}\" in {}, and restart containerd", first.display(), file.display()),
+            format!("set config_path = \"{first}\" in {file}, and restart containerd"),
         );
     }
     if let Some(old) = &config.old_style {

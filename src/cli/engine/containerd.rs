@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use toml_edit::{DocumentMut, Item};
 use wildmatch::WildMatch;
 
-use super::{EngineError, Root, hosts_toml, list, read, toml};
+use super::{EngineError, Root, Version, hosts_toml, list, read, toml};
 use crate::oci::Host;
 
 pub(in crate::cli) const CONFIG: &str = "/etc/containerd/config.toml";
@@ -21,6 +21,10 @@ const CRI: [&str; 3] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cr
 /// The one that pulls for `ctr` and nerdctl, from containerd 2 on.
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
+/// The first containerd that merges the tables of a plugin which several files have; before, the last file's replaced the
+/// others.
+const MERGES_SINCE: Version = Version::new(2, 0);
+
 /// A setting, and the file that has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::cli) struct Setting {
@@ -32,9 +36,11 @@ pub(in crate::cli) struct Setting {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::cli) struct ContainerdConfig {
     /// Whether there is a config at all.
-    pub(in crate::cli) exists: bool,
+    exists: bool,
+    /// The file in which `config_path` is to be set.
+    pub(in crate::cli) file: PathBuf,
     /// Of the schema, by the main file.
-    pub(in crate::cli) version: Option<i64>,
+    version: Option<i64>,
     /// `config_path` of the CRI plugin: folders with a colon between them. Never empty.
     pub(in crate::cli) cri: Option<Setting>,
     /// `config_path` of the transfer service. Never empty.
@@ -44,9 +50,15 @@ pub(in crate::cli) struct ContainerdConfig {
 }
 
 impl ContainerdConfig {
-    /// Reads the file that containerd calls `path`, and what it imports; of a key that several have, the last counts.
-    pub(in crate::cli) fn load(root: &Root, path: &Path) -> Result<Self, EngineError> {
-        let mut config = Self::default();
+    /// Reads the file that containerd calls `path`, and what it imports, as the containerd of `version` does, or else the
+    /// newest. Of a key that several files have, the last counts.
+    pub(in crate::cli) fn load(
+        root: &Root,
+        path: &Path,
+        version: Option<Version>,
+    ) -> Result<Self, EngineError> {
+        let merges = version.is_none_or(|version| version >= MERGES_SINCE);
+        let mut config = Self { file: root.under(path), ..Self::default() };
         let mut seen: Vec<PathBuf> = Vec::new();
         let mut waiting = VecDeque::from([root.under(path)]);
         while let Some(file) = waiting.pop_front() {
@@ -66,7 +78,7 @@ impl ContainerdConfig {
                 config.exists = true;
                 config.version = document.get("version").and_then(Item::as_integer);
             }
-            config.take(&document, &file);
+            config.take(&document, &file, merges);
             for pattern in document.get("imports").and_then(Item::as_array).into_iter().flatten() {
                 waiting.extend(imported(root, &file, pattern.as_str().unwrap_or_default())?);
             }
@@ -74,13 +86,17 @@ impl ContainerdConfig {
         Ok(config)
     }
 
-    fn take(&mut self, document: &DocumentMut, file: &Path) {
+    fn take(&mut self, document: &DocumentMut, file: &Path, merges: bool) {
         let plugin = |name: &str| document.get("plugins").and_then(|plugins| plugins.get(name));
         let setting = |item: Option<&Item>| {
             let value = item.and_then(Item::as_str).filter(|value| !value.is_empty())?;
             Some(Setting { value: value.to_owned(), file: file.to_owned() })
         };
-        for registry in CRI.iter().filter_map(|name| plugin(name)?.get("registry")) {
+        for cri in CRI.iter().filter_map(|name| plugin(name)) {
+            if !merges {
+                (self.cri, self.old_style, self.file) = (None, None, file.to_owned());
+            }
+            let Some(registry) = cri.get("registry") else { continue };
             self.cri = setting(registry.get("config_path")).or(self.cri.take());
             if ["mirrors", "configs"].iter().any(|key| registry.get(key).is_some_and(has_content)) {
                 self.old_style = Some(file.to_owned());
@@ -165,13 +181,17 @@ mod tests {
     use super::*;
 
     fn loaded(files: &[(&str, &str)]) -> ContainerdConfig {
+        loaded_by(None, files)
+    }
+
+    fn loaded_by(version: Option<Version>, files: &[(&str, &str)]) -> ContainerdConfig {
         let folder = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = folder.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        ContainerdConfig::load(&Root::new(folder.path().to_owned()), Path::new(CONFIG)).unwrap()
+        ContainerdConfig::load(&Root::new(folder.path().to_owned()), Path::new(CONFIG), version).unwrap()
     }
 
     #[test]
@@ -205,6 +225,19 @@ mod tests {
         ]);
         assert_eq!(config.folders(), [PathBuf::from("/b")]);
         assert!(config.cri.unwrap().file.ends_with("conf.d/1.toml"));
+    }
+
+    #[test]
+    fn before_2_0_a_plugin_in_an_imported_file_takes_the_place_of_the_whole() {
+        let files = [
+            (
+                "etc/containerd/config.toml",
+                "imports = ['a.toml']\n[plugins.cri.registry]\nconfig_path = '/a'\n",
+            ),
+            ("etc/containerd/a.toml", "[plugins.cri]\nsandbox_image = 'x'\n"),
+        ];
+        assert!(loaded_by(Some(Version::new(1, 7)), &files).folders().is_empty());
+        assert_eq!(loaded_by(Some(Version::new(2, 0)), &files).folders(), [PathBuf::from("/a")]);
     }
 
     #[test]

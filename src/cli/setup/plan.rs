@@ -46,14 +46,14 @@ impl ContainerdPaths<'_> {
 }
 
 pub(super) fn containerd(target: &Target<'_>, paths: &ContainerdPaths<'_>) -> Result<Plan, EngineError> {
-    let config = ContainerdConfig::load(target.root, paths.config)?;
+    let version = Engine::Containerd.version();
+    let config = ContainerdConfig::load(target.root, paths.config, version)?;
     let folder = paths.folder(&config);
     let mut plan = Plan::default();
-    hosts(&mut plan, target, &folder, Engine::Containerd.version())?;
+    hosts(&mut plan, target, &folder, version)?;
     if config.folders().is_empty() {
-        let file = target.root.under(paths.config);
         let lines = config.lines(&folder);
-        let step = format!("add to {}, and restart containerd:\n\n{lines}\n", file.display());
+        let step = format!("add to {}, and restart containerd:\n\n{lines}\n", config.file.display());
         plan.steps.push(step);
     } else if !config.folders().contains(&folder) {
         plan.warnings.push(format!(
@@ -190,7 +190,7 @@ pub(super) fn undo(
 ) -> Result<Plan, EngineError> {
     let files = match engine {
         Engine::Containerd => {
-            let config = ContainerdConfig::load(root, paths.config)?;
+            let config = ContainerdConfig::load(root, paths.config, Engine::Containerd.version())?;
             hosts_files(&root.under(paths.folder(&config)), only)?
         }
         Engine::Podman => vec![root.under(registries_conf::OURS)],
