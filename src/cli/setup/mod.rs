@@ -13,9 +13,9 @@ use hyper::Method;
 
 use super::client::ask;
 use super::engine::{Engine, MirrorUrl, Root, containerd};
-use super::{CommandError, Which, complain, load, print};
+use super::{CommandError, Which, complain, print};
 use crate::api;
-use crate::config::Net;
+use crate::config::{Config, Net};
 use crate::oci::Host;
 use change::Change;
 use plan::{ContainerdPaths, Plan, Target};
@@ -109,8 +109,9 @@ impl MirrorArguments {
         if let Some(mirror) = &self.mirror {
             return Ok(mirror.clone());
         }
-        let http = load(self.which.config.clone())?.http;
         let status: Result<api::Status, _> = ask(&self.which, &Method::GET, "/v0/status");
+        // Asking has told its warnings.
+        let (Config { http, .. }, _) = Config::load(self.which.config.as_deref(), std::env::vars())?;
         let name = "name the URL that engines reach with --mirror";
         let url = match status {
             Ok(status) => status.registry,
