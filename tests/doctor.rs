@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use common::files::program_that_says;
 use common::{Daemon, Image, daemon};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -47,10 +48,8 @@ impl Ward {
 
     /// Has an engine that says `version`.
     fn engine(mut self, program: &str, version: &str) -> Self {
-        use std::os::unix::fs::PermissionsExt;
         let bin = self.root.path().join("bin");
-        self = self.file(&format!("bin/{program}"), &format!("#!/bin/sh\necho 'x {version}'\n"));
-        fs::set_permissions(bin.join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        program_that_says(&bin.join(program), &format!("{program} {version}"));
         self.environment = vec![("PATH".to_owned(), bin)];
         self
     }

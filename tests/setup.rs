@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::daemon;
+use common::files::program_that_says;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -39,9 +40,7 @@ impl Machine {
 
     /// Has an engine that says `version`.
     fn engine(self, program: &str, version: &str) -> Self {
-        let path = self.folder.path().join("bin").join(program);
-        fs::write(&path, format!("#!/bin/sh\necho '{version}'\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program_that_says(&self.folder.path().join("bin").join(program), version);
         self
     }
 

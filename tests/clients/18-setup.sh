@@ -35,7 +35,8 @@ set_up() {
 }
 well() {
   local REGISTRIES=()
-  shoal_ "$1" doctor "$2" --probe "$probe" >"$W/$1/doctor" 2>&1 || { cat "$W/$1/doctor" >&2; fail "the doctor of $2 finds something"; }
+  shoal_ "$1" doctor "$2" --probe "$probe" >"$W/$1/doctor" 2>&1 ||
+    { cat "$W/$1/doctor" >&2; fail "the doctor of $2 finds something"; }
 }
 # taken_back MACHINE ENGINE
 taken_back() {
@@ -75,7 +76,8 @@ for suite in "" ${NEWER_SUITES##* }; do
   [ -z "$suite" ] || run=(in_chroot "$suite")
   machine "$name" dockerd "${run[@]}" dockerd --version
   mkdir -p "$W/$name/etc/docker"
-  printf '{"log-level": "warn"%s}' "${suite:+, \"features\": {\"containerd-snapshotter\": true\}}" >"$W/$name/etc/docker/daemon.json"
+  store=${suite:+, \"features\": {\"containerd-snapshotter\": true\}}
+  printf '{"log-level": "warn"%s}' "$store" >"$W/$name/etc/docker/daemon.json"
   [ -z "$suite" ] || REGISTRIES=(--registry docker.io --registry quay.io)
   URL=$elsewhere set_up "$name" docker
   URL=$elsewhere well "$name" docker

@@ -10,8 +10,8 @@ use crate::cli::engine::registries_conf::{self, Registries};
 use crate::cli::engine::{Engine, EngineError, Version, read};
 use crate::oci::Host;
 
-/// The first containerd whose pulls go by the transfer service unless told otherwise. It takes a list of folders for the name
-/// of one (containerd#12415).
+/// The first containerd whose pulls go by the transfer service unless told otherwise. It takes a list of folders for
+/// the name of one (containerd#12415).
 const ONE_FOLDER_SINCE: Version = Version::new(2, 1);
 
 pub(super) fn containerd(report: &mut Report, patient: &Patient<'_>) -> Asked {

@@ -1,5 +1,5 @@
-//! `shoal doctor`: whether pulls of containerd, podman and Docker come by the mirror. Reads their files as they do, and pulls a
-//! probe as they would; changes nothing.
+//! `shoal doctor`: whether pulls of containerd, podman and Docker come by the mirror. Reads their files as they do,
+//! and pulls a probe as they would; changes nothing.
 
 mod files;
 mod probe;

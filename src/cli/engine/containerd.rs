@@ -1,5 +1,5 @@
-//! containerd's own configuration, as far as it says where `hosts.toml` files are looked for (containerd, docs/cri/registry.md
-//! and docs/man/containerd-config.toml.5.md), and their order there.
+//! containerd's own configuration, as far as it says where `hosts.toml` files are looked for (containerd,
+//! docs/cri/registry.md and docs/man/containerd-config.toml.5.md), and their order there.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ const CRI: [&str; 3] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cr
 /// The one that pulls for `ctr` and nerdctl, from containerd 2 on.
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
-/// The first containerd that merges the tables of a plugin which several files have; before, the last file's replaced the
-/// others.
+/// The first containerd that merges the tables of a plugin which several files have; before, the last file's replaced
+/// the others.
 const MERGES_SINCE: Version = Version::new(2, 0);
 
 /// A setting, and the file that has it.
@@ -50,8 +50,8 @@ pub(in crate::cli) struct ContainerdConfig {
 }
 
 impl ContainerdConfig {
-    /// Reads the file that containerd calls `path`, and what it imports, as the containerd of `version` does, or else the
-    /// newest. Of a key that several files have, the last counts.
+    /// Reads the file that containerd calls `path`, and what it imports, as the containerd of `version` does, or else
+    /// the newest. Of a key that several files have, the last counts.
     pub(in crate::cli) fn load(
         root: &Root,
         path: &Path,

@@ -1,4 +1,5 @@
-//! `daemon.json`: where the Docker engine looks for Docker Hub's images (moby, docs of `dockerd --registry-mirror`). Pure.
+//! `daemon.json`: where the Docker engine looks for Docker Hub's images (moby, docs of `dockerd --registry-mirror`).
+//! Pure.
 
 use jsonc_parser::ParseOptions;
 use jsonc_parser::cst::{CstInputValue, CstRootNode};

@@ -112,8 +112,8 @@ pub(in crate::cli) fn new(wanted: &Wanted<'_>) -> Result<String, String> {
     with_mirror(&format!("{HEADING}\nserver = \"{}\"\n", wanted.upstream), wanted)
 }
 
-/// The file with the mirror as the first host; the other hosts, settings and comments stay. A `server` that is the mirror
-/// becomes the registry itself, which would never be asked otherwise.
+/// The file with the mirror as the first host; the other hosts, settings and comments stay. A `server` that is the
+/// mirror becomes the registry itself, which would never be asked otherwise.
 pub(in crate::cli) fn with_mirror(text: &str, wanted: &Wanted<'_>) -> Result<String, String> {
     let mut document = super::toml(text)?;
     let is_mirror = |url: &str| url.parse().as_ref() == Ok(wanted.mirror);

@@ -125,8 +125,8 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Entry>, String> {
     registries.iter().map(entry).collect()
 }
 
-/// Our drop-in, given what it has, with the mirror before the others of `registry`. `before` is what other files say of the
-/// registry: it is taken over when the drop-in does not have the registry yet.
+/// Our drop-in, given what it has, with the mirror before the others of `registry`. `before` is what other files say
+/// of the registry: it is taken over when the drop-in does not have the registry yet.
 pub(in crate::cli) fn with_mirror(
     text: Option<&str>,
     registry: &Host,

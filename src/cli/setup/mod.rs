@@ -1,5 +1,5 @@
-//! `shoal setup`: points containerd, podman and Docker at the mirror. Works on their files alone; they, and the daemon, need
-//! not run.
+//! `shoal setup`: points containerd, podman and Docker at the mirror. Works on their files alone; they, and the
+//! daemon, need not run.
 
 mod change;
 mod plan;
@@ -27,8 +27,8 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 pub(super) enum SetupCommand {
     /// Write a hosts.toml for each registry
     ///
-    /// The mirror becomes the first host, for pulls only; the registry itself stays the last. Read at each pull: nothing has
-    /// to be restarted.
+    /// The mirror becomes the first host, for pulls only; the registry itself stays the last. Read at each pull:
+    /// nothing has to be restarted.
     #[command(after_help = "Example: shoal setup containerd --registry docker.io --registry ghcr.io")]
     Containerd {
         #[command(flatten)]

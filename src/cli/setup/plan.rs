@@ -174,7 +174,8 @@ pub(super) fn docker(target: &Target<'_>) -> Result<Plan, EngineError> {
     } else if !others.is_empty() {
         let names: Vec<_> = others.iter().map(Host::as_str).collect();
         plan.warnings.push(format!(
-            "nothing is done for {}: with its own image store Docker has mirrors of docker.io only; that of containerd is the default from version 29 on",
+            "nothing is done for {}: with its own image store Docker has mirrors of docker.io only; \
+             that of containerd is the default from version 29 on",
             names.join(", ")
         ));
     }
