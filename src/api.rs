@@ -10,6 +10,8 @@ pub const SOCKET: &str = "api.sock";
 pub struct Status {
     pub version: String,
     pub uptime_s: u64,
+    /// Where clients reach the registry, as the ready line has it.
+    pub registry: String,
     pub node: Node,
     /// Absent for a read-only daemon.
     pub own: Option<Own>,

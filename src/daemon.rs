@@ -298,6 +298,7 @@ impl Daemon for Running {
         api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started_at.elapsed().as_secs(),
+            registry: self.registry.clone(),
             node: api::Node {
                 peer_id: self.node.peer_id().to_base58(),
                 addresses: self.node.listen_addresses().iter().map(ToString::to_string).collect(),

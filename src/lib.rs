@@ -21,7 +21,7 @@
 //! | [`logging`] | how log lines are written | nothing of ours |
 //! | [`keystore`] | key files | `ipld` |
 //! | [`api`] | what daemon and command line say to each other | nothing of ours |
-//! | [`cli`] | the command line; moves images between files and the daemon | `config`, `keystore`, `oci`, `api` |
+//! | [`cli`] | the command line; moves images between files and the daemon, points container engines at the mirror | `config`, `keystore`, `oci`, `api` |
 //! | [`tasks`] | spawns, names, cancels and awaits what lives long | nothing of ours |
 //! | [`metrics`] | every metric, declared once | nothing of ours |
 //! | [`daemon`] | where parts meet: opens, starts in order, stops in reverse | all |

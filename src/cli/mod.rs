@@ -1,12 +1,15 @@
-//! The command line: arguments, one file per command. `key` and `config` work on files; all else but `serve` asks the
-//! running daemon over its socket.
+//! The command line: arguments, one file per command. `key`, `config` and `setup` work on files; all else but `serve` asks
+//! the running daemon over its socket.
 
 mod client;
+mod doctor;
+mod engine;
 mod export;
 mod import;
 mod key;
 mod load;
 mod save;
+mod setup;
 mod status;
 mod transfer;
 
@@ -96,6 +99,18 @@ enum Command {
         after_help = "Example: shoal export /var/lib/registry library/app\nRun it again after an interruption, or to bring the folder up to date. Manifests that neither have a tag nor belong to an image stay behind."
     )]
     Export(export::ExportArguments),
+    /// Point containerd, podman or Docker at the mirror
+    ///
+    /// Shows a diff and asks; what was there is kept, and comes back with --undo.
+    #[command(subcommand, after_help = "Example: shoal setup containerd --dry-run")]
+    Setup(setup::SetupCommand),
+    /// Find out whether pulls come by the mirror, and what mends it if not
+    ///
+    /// Reads the files of containerd, podman and Docker as they do, reaches the mirror, and pulls a small image through it.
+    #[command(
+        after_help = "Examples: shoal doctor\n          shoal doctor containerd --registry ghcr.io --probe ghcr.io/team/app:1"
+    )]
+    Doctor(doctor::DoctorArguments),
     /// Check a config file
     #[command(subcommand, after_help = "Example: shoal config check /etc/shoal/config.yaml")]
     Config(ConfigCommand),
@@ -170,6 +185,8 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Save(arguments) => save::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),
+        Command::Setup(command) => setup::run(command),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Config(ConfigCommand::Check { config }) => check(config),
     };
     match outcome {

@@ -2,14 +2,14 @@
 # a mirror for docker.io, and a last resort where nobody listens, so that only what the mirror gives can succeed.
 
 # containerd_pull REGISTRY IMAGE - containerd pulls docker.io/IMAGE through REGISTRY and runs it. With SUITE=… that
-# release's containerd, in its folder.
+# release's containerd, in its folder. With HOSTS=… it finds REGISTRY by the hosts.toml files in that folder.
 containerd_pull() {
   local registry=$1 image=docker.io/$2 dir sock pid run=() out
   dir=$(mktemp -d "$W/containerd.XXXXXX")
   sock=$dir/sock
   [ -z "${SUITE:-}" ] || run=(in_chroot "$SUITE")
   mkdir -p "$dir/hosts/docker.io"
-  printf 'server = "http://127.0.0.1:1"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$registry" \
+  [ -n "${HOSTS:-}" ] || printf 'server = "http://127.0.0.1:1"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$registry" \
     >"$dir/hosts/docker.io/hosts.toml"
   printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\n[grpc]\naddress = "%s"\n[ttrpc]\naddress = "%s.ttrpc"\n' \
     "$dir" "$dir" "$sock" "$sock" >"$dir/config.toml"
@@ -18,7 +18,7 @@ containerd_pull() {
     "${run[@]}" containerd --config "$dir/config.toml" --log-level warn) >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
   wait_for 20 "containerd starts" "${run[@]}" ctr -a "$sock" version
-  "${run[@]}" timeout 120 ctr -a "$sock" images pull --hosts-dir "$dir/hosts" "$image" >"$dir/pull" 2>&1 ||
+  "${run[@]}" timeout 120 ctr -a "$sock" images pull --hosts-dir "${HOSTS:-$dir/hosts}" "$image" >"$dir/pull" 2>&1 ||
     { cat "$dir/pull" "$dir/log" >&2; fail "containerd ${SUITE:-} cannot pull $image from $registry"; }
   out=$("${run[@]}" timeout 60 ctr -a "$sock" run --rm "$image" "t$$" 2>"$dir/run") ||
     { cat "$dir/run" "$dir/log" >&2; fail "containerd ${SUITE:-} cannot run $image"; }
@@ -26,16 +26,24 @@ containerd_pull() {
   stop "$pid"
 }
 
-# podman_pull REGISTRY IMAGE - podman pulls docker.io/IMAGE by a mirror of registries.conf and runs it.
+# podman_pull REGISTRY IMAGE - podman pulls docker.io/IMAGE by a mirror of registries.conf and runs it. With CONF_D=… it
+# finds REGISTRY by the drop-ins in that folder, and nothing else.
 podman_pull() {
   local registry=$1 image=docker.io/$2 dir out
   dir=$(mktemp -d "$W/podman.XXXXXX")
   printf '[[registry]]\nprefix = "docker.io"\nlocation = "127.0.0.1:1"\ninsecure = true\n' >"$dir/registries.conf"
   printf '[[registry.mirror]]\nlocation = "%s"\ninsecure = true\npull-from-mirror = "all"\n' "$registry" >>"$dir/registries.conf"
-  # podman remembers across runs where it saw a blob, in a folder that no option moves: a tmpfs hides it.
-  out=$(CONTAINERS_REGISTRIES_CONF=$dir/registries.conf unshare -m bash -c '
+  # podman remembers across runs where it saw a blob, in a folder that no option moves: a tmpfs hides it. It reads drop-ins
+  # only beside a registries.conf in the usual place.
+  out=$(unshare -m bash -c '
     set -e
     mount --make-rprivate /
+    if [ -n "$3" ]; then
+      mount --bind "$3" /etc/containers/registries.conf.d
+      mount --bind /dev/null /etc/containers/registries.conf
+    else
+      export CONTAINERS_REGISTRIES_CONF=$1/registries.conf
+    fi
     mkdir -p /var/lib/containers/cache
     mount -t tmpfs none /var/lib/containers/cache
     p() {
@@ -43,25 +51,30 @@ podman_pull() {
     }
     dir=$1
     p pull -q "$2" >&2
-    p run --rm --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$2"' - "$dir" "$image" 2>"$dir/log") ||
+    p run --rm --network none --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$2"' - "$dir" "$image" "${CONF_D:-}" 2>"$dir/log") ||
     { cat "$dir/log" >&2; fail "podman cannot pull and run $image from $registry"; }
   said_hello "$out"
 }
 
-# docker_pull REGISTRY IMAGE - a classic Docker engine pulls IMAGE with --registry-mirror and runs it.
+# docker_pull REGISTRY IMAGE - a Docker engine pulls IMAGE with --registry-mirror and runs it. With SUITE=… that release's
+# engine, in its folder. With ETC=… it finds REGISTRY by the files in that folder, which is its /etc/docker.
 docker_pull() {
-  local registry=$1 image=$2 dir pid out
+  local registry=$1 image=$2 dir pid out run=() options=(--registry-mirror "http://$1")
   dir=$(mktemp -d "$W/docker.XXXXXX")
-  echo '{}' >"$dir/daemon.json"
-  dockerd --config-file "$dir/daemon.json" --data-root "$dir/data" --exec-root "$dir/exec" -p "$dir/pid" \
-    -H "unix://$dir/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
-    --registry-mirror "http://$registry" >"$dir/log" 2>&1 & pid=$!
+  mkdir "$dir/etc"; echo '{}' >"$dir/etc/daemon.json"
+  [ -z "${ETC:-}" ] || options=()
+  [ -z "${SUITE:-}" ] || run=(in_chroot "$SUITE")
+  (IN_CHROOT=exec; [ ${#run[@]} -gt 0 ] || run=(exec unshare -m)
+    "${run[@]}" sh -c 'mount --make-rprivate / && mkdir -p /etc/docker && mount --bind "$0" /etc/docker && exec "$@"' \
+    "${ETC:-$dir/etc}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" \
+    -p "$dir/pid" -H "unix://$dir/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
+    "${options[@]}") >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
-  wait_for 30 "the Docker engine starts" docker -H "unix://$dir/sock" info
-  timeout 180 docker -H "unix://$dir/sock" pull "$image" >"$dir/pull" 2>&1 ||
-    { cat "$dir/pull" >&2; tail -20 "$dir/log" >&2; fail "Docker cannot pull $image from $registry"; }
-  out=$(timeout 60 docker -H "unix://$dir/sock" run --rm --network none "$image" 2>&1) ||
-    { echo "$out" >&2; fail "Docker cannot run $image"; }
+  wait_for 30 "the Docker engine starts" "${run[@]}" docker -H "unix://$dir/sock" info
+  "${run[@]}" timeout 180 docker -H "unix://$dir/sock" pull "$image" >"$dir/pull" 2>&1 ||
+    { cat "$dir/pull" >&2; tail -20 "$dir/log" >&2; fail "Docker ${SUITE:-} cannot pull $image from $registry"; }
+  out=$("${run[@]}" timeout 60 docker -H "unix://$dir/sock" run --rm --network none "$image" 2>&1) ||
+    { echo "$out" >&2; fail "Docker ${SUITE:-} cannot run $image"; }
   said_hello "$out"
   stop "$pid"
 }

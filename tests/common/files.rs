@@ -95,6 +95,15 @@ pub fn write(path: &Path, content: &[u8]) {
     std::fs::write(path, content).unwrap();
 }
 
+/// Makes a program that says `words`. Another process writes it: a child that this one has just forked would keep the
+/// file open for writing, and nobody can run it then.
+pub fn program_that_says(path: &Path, words: &str) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let script = "printf '#!/bin/sh\\necho \"%s\"\\n' \"$1\" >\"$0\" && chmod +x \"$0\"";
+    let written = Command::new("sh").arg("-c").arg(script).arg(path).arg(words).status().unwrap();
+    assert!(written.success());
+}
+
 pub fn blob_path(layout: &Path, content: &[u8]) -> PathBuf {
     layout.join("blobs/sha256").join(Digest::sha256(content).hex())
 }
