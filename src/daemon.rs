@@ -16,6 +16,7 @@ use crate::config::{Config, Net};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::listen::{self, ListenError};
+use crate::http::peer;
 use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
@@ -167,16 +168,9 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let signer = signer(&keystore, &config, fresh)?;
     let readonly = readonly(&keystore, &config)?;
 
-    let node_config = NodeConfig {
-        listen: config.p2p.listen,
-        announce: config.p2p.announce,
-        bootstrap: config.p2p.bootstrap,
-        peers: config.p2p.peers,
-        followed: readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect(),
-        agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
-        connections_max: config.limits.p2p_connections_max,
-    };
-    let node = node::start(tasks, &store, identity, node_config).await?;
+    let followed = readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect();
+    let node_config = node_config(&config, followed);
+    let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = MirrorConfig {
         signer,
         readonly,
@@ -197,6 +191,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         registry: registry_url,
         started_at: Instant::now(),
     });
+    let gateway = peer::gateway::gateway(mirror.clone());
+    peer::serve(servers, peer_streams, gateway.clone(), gateway);
     let metrics = Metrics::default();
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
@@ -210,6 +206,19 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
+}
+
+fn node_config(config: &Config, followed: Vec<IpnsName>) -> NodeConfig {
+    let p2p = config.p2p.clone();
+    NodeConfig {
+        listen: p2p.listen,
+        announce: p2p.announce,
+        bootstrap: p2p.bootstrap,
+        peers: p2p.peers,
+        followed,
+        agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
+        connections_max: config.limits.p2p_connections_max,
+    }
 }
 
 fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
@@ -262,6 +271,7 @@ impl Daemon for Running {
                 peer_id: self.node.peer_id().to_base58(),
                 addresses: self.node.listen_addresses().iter().map(ToString::to_string).collect(),
                 peers: node.peers,
+                mesh_peers: node.mesh_peers,
                 announcements_waiting: node.announcements_waiting,
             },
             own: mirror.own.map(|own| api::Own {

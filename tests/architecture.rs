@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dag", &["ipld", "ipfs", "store"]),
     ("mirror", &["oci", "ipld", "ipfs", "store", "dag"]),
     ("auth", &["oci"]),
-    ("http", &["oci", "mirror", "auth", "api"]),
+    ("http", &["oci", "ipld", "ipfs", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
     ("logging", &[]),
     ("cli", &["config", "keystore", "oci", "api"]),
@@ -36,7 +36,7 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
     ("tar", &["cli"]),
-    ("tokio", &["tasks", "store", "node", "dag", "mirror", "http", "auth", "cli", "daemon"]),
+    ("tokio", &["tasks", "ipfs", "store", "node", "dag", "mirror", "http", "auth", "cli", "daemon"]),
 ];
 
 /// A file longer than this wants a room of its own.

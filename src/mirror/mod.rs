@@ -33,6 +33,7 @@ use tokio::sync::broadcast;
 use crate::config::Validation;
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::Ipfs;
+use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 use crate::store::{IndexEntry, Store};
@@ -280,6 +281,11 @@ impl Mirror {
                 let _ = &held;
             })
             .boxed()
+    }
+
+    /// A block that is here and that anybody may have; never asks the network.
+    pub async fn block(&self, cid: &Cid) -> Result<Option<Block>, MirrorError> {
+        Ok(self.0.tree.blocks().get(cid).await?)
     }
 
     /// The tags behind `last`, at most `limit`; `None`: no source knows the repository.
