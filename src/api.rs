@@ -40,6 +40,8 @@ pub struct Node {
     pub peer_id: String,
     pub addresses: Vec<String>,
     pub peers: usize,
+    /// Peers that share pulled-through images with this daemon.
+    pub mesh_peers: usize,
     pub announcements_waiting: usize,
 }
 

@@ -16,6 +16,7 @@ use crate::config::{Config, Net};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::listen::{self, ListenError};
+use crate::http::peer;
 use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
@@ -177,7 +178,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let pull_through = pull_through(&config, identity.public().to_peer_id().to_base58()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
     let node_config = node_config(&config, &readonly, signer.as_ref());
-    let node = node::start(tasks, &store, identity, node_config).await?;
+    let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = MirrorConfig {
         signer,
         readonly,
@@ -200,6 +201,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         registry: registry_url,
         started_at: Instant::now(),
     });
+    let gateway = peer::gateway::gateway(mirror.clone());
+    peer::serve(servers, peer_streams, gateway.clone(), gateway);
     let metrics = Metrics::default();
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
@@ -303,6 +306,7 @@ impl Daemon for Running {
                 peer_id: self.node.peer_id().to_base58(),
                 addresses: self.node.listen_addresses().iter().map(ToString::to_string).collect(),
                 peers: node.peers,
+                mesh_peers: node.mesh_peers,
                 announcements_waiting: node.announcements_waiting,
             },
             own: mirror.own.map(|own| api::Own {

@@ -1,7 +1,16 @@
 //! The seam to the network: what the rest asks of IPFS, whoever does it.
 
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use bytes::Bytes;
 use cid::Cid;
+use futures::stream::BoxStream;
+use hyper::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
@@ -13,6 +22,68 @@ pub struct Want {
     /// The root of the DAG that the block belongs to. Peers that had one block of it are asked first for the next,
     /// and when none of them has it, providers of this root are looked for.
     pub root: Cid,
+}
+
+/// Another node, by its peer id in base58. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Peer(Arc<str>);
+
+impl Peer {
+    pub fn new(base58: &str) -> Self {
+        Self(base58.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The body of a peer's answer. An error means that it broke off.
+pub type PeerBody = BoxStream<'static, Result<Bytes, IpfsError>>;
+
+/// Both directions of a stream.
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// A stream that a peer opened to speak HTTP/1.1 on. Dropping it resets the stream.
+pub struct PeerStream {
+    pub peer: Peer,
+    pub trust: Trust,
+    pub io: Box<dyn Duplex>,
+}
+
+/// The streams that peers open, as they come; ends with the node.
+pub type PeerStreams = BoxStream<'static, PeerStream>;
+
+/// Whether a peer may have what was pulled through: it changes while a stream of the peer is open.
+#[derive(Clone)]
+pub struct Trust {
+    peer: Peer,
+    trusted: watch::Receiver<Arc<HashSet<Peer>>>,
+}
+
+impl Trust {
+    /// `trusted`: the connected peers that are trusted at any time.
+    pub fn new(peer: Peer, trusted: watch::Receiver<Arc<HashSet<Peer>>>) -> Self {
+        Self { peer, trusted }
+    }
+
+    /// Whether the peer is trusted at this moment.
+    pub fn holds(&self) -> bool {
+        self.trusted.borrow().contains(&self.peer)
+    }
 }
 
 /// Why the network gave no answer.
@@ -31,6 +102,19 @@ pub enum IpfsError {
     Timeout(String, u64),
     #[error("only {stored} peers took the record of {name}: {wanted} are needed")]
     Publish { name: Box<IpnsName>, stored: usize, wanted: usize },
+    #[error("peer {0} is not connected")]
+    NotConnected(Peer),
+    #[error("peer {0} does not speak HTTP on streams")]
+    NoHttp(Peer),
+    #[error("too many requests to peer {0} are under way")]
+    Busy(Peer),
+    /// The stream broke off, or what came was no HTTP.
+    #[error("the request to peer {peer} failed")]
+    Request {
+        peer: Peer,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the node is shutting down")]
     Closed,
 }
@@ -50,6 +134,13 @@ pub trait Ipfs: Send + Sync + 'static {
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError>;
     /// Puts a record, ours or one that we keep alive; returns when enough peers hold it.
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError>;
+    /// The peers that share pulled-through images with us: trusted, connected, and daemons like this one. Sorted. The
+    /// value changes as they come and go.
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>>;
+    /// Sends a request to a connected peer, in the mesh or not, and returns with the head of its answer, within half a
+    /// minute. The URI is a path with its query; a missing `Host` is filled in. Dropping the future or the body resets
+    /// the stream. Never dials.
+    async fn request(&self, peer: &Peer, request: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError>;
 }
 
 /// No network at all: for what must never be asked for anywhere.
@@ -71,5 +162,13 @@ impl Ipfs for Nowhere {
 
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
         Err(IpfsError::NoPeers(record.name().to_string()))
+    }
+
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
+        watch::Sender::default().subscribe()
+    }
+
+    async fn request(&self, peer: &Peer, _: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
+        Err(IpfsError::NotConnected(peer.clone()))
     }
 }

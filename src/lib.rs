@@ -9,14 +9,14 @@
 //! | --- | --- | --- |
 //! | [`oci`] | digests, names, manifests, routes, ranges, image archives. Pure. | nothing of ours |
 //! | [`ipld`] | blocks, UnixFS, IPNS records. Pure. | nothing of ours |
-//! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish | `ipld` |
+//! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish, HTTP between peers | `ipld` |
 //! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
-//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap | `ipld`, `ipfs`, `store` |
+//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, the mesh | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
 //! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing, pull-through | `oci`, `ipld`, `ipfs`, `store`, `dag`, `upstream` |
 //! | [`auth`] | who may do what: passwords, tokens, anonymous pull | `oci` |
-//! | [`http`] | the registry API, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `mirror`, `auth`, `api` |
+//! | [`http`] | the registry API, what peers may ask, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `ipld`, `ipfs`, `mirror`, `auth`, `api` |
 //! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
 //! | [`logging`] | how log lines are written | nothing of ours |
 //! | [`keystore`] | key files | `ipld` |

@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("upstream", &["oci"]),
     ("mirror", &["oci", "ipld", "ipfs", "store", "dag", "upstream"]),
     ("auth", &["oci"]),
-    ("http", &["oci", "mirror", "auth", "api"]),
+    ("http", &["oci", "ipld", "ipfs", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
     ("logging", &[]),
     ("cli", &["config", "keystore", "oci", "api"]),
@@ -36,9 +36,12 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
-    ("reqwest", &["upstream"]),
+    ("reqwest", &["upstream", "cli"]),
     ("tar", &["cli"]),
-    ("tokio", &["tasks", "store", "node", "dag", "upstream", "mirror", "http", "auth", "cli", "daemon"]),
+    (
+        "tokio",
+        &["tasks", "ipfs", "store", "node", "dag", "upstream", "mirror", "http", "auth", "cli", "daemon"],
+    ),
 ];
 
 /// A file longer than this wants a room of its own.

@@ -1,9 +1,14 @@
 //! What several benches need.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
-use shoal::ipfs::{Ipfs, IpfsError, Want};
+use bytes::Bytes;
+use hyper::{Request, Response};
+use shoal::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use shoal::ipld::ipns::{IpnsName, IpnsRecord};
 use shoal::ipld::{Block, Cid};
+use tokio::sync::watch;
 
 /// A network without anybody.
 pub struct Nobody;
@@ -20,6 +25,12 @@ impl Ipfs for Nobody {
         Err(IpfsError::Closed)
     }
     async fn publish(&self, _: &IpnsRecord) -> Result<(), IpfsError> {
+        Err(IpfsError::Closed)
+    }
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
+        watch::Sender::default().subscribe()
+    }
+    async fn request(&self, _: &Peer, _: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
         Err(IpfsError::Closed)
     }
 }

@@ -78,8 +78,8 @@ fn readable(status: &api::Status) -> String {
     let _ = writeln!(text, "shoal {}, up {} s, {} tasks", status.version, status.uptime_s, status.tasks);
     let _ = writeln!(
         text,
-        "node       {}, {} peers, {} announcements waiting",
-        status.node.peer_id, status.node.peers, status.node.announcements_waiting
+        "node       {}, {} peers, {} of them in the mesh, {} announcements waiting",
+        status.node.peer_id, status.node.peers, status.node.mesh_peers, status.node.announcements_waiting
     );
     match &status.own {
         Some(own) => {

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use hyper::{Request, Response};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::ipld::{Block, Cid};
 use crate::store::Blockstore;
@@ -86,6 +88,12 @@ impl Ipfs for Far {
         Err(IpfsError::Closed)
     }
     async fn publish(&self, _: &IpnsRecord) -> Result<(), IpfsError> {
+        Err(IpfsError::Closed)
+    }
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
+        watch::Sender::default().subscribe()
+    }
+    async fn request(&self, _: &Peer, _: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
         Err(IpfsError::Closed)
     }
 }

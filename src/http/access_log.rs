@@ -28,7 +28,7 @@ pub fn logged(router: Router) -> Router {
 
 async fn log(request: Request, next: Next) -> Response {
     let mut line = Line {
-        client: request.extensions().get::<Client>().copied(),
+        client: request.extensions().get::<Client>().cloned(),
         method: request.method().clone(),
         uri: request.uri().clone(),
         version: request.version(),
@@ -61,7 +61,7 @@ struct Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let client = self.client.map(|client| client.to_string()).unwrap_or_default();
+        let client = self.client.as_ref().map(ToString::to_string).unwrap_or_default();
         tracing::info!(
             http.client = client,
             http.method = %self.method,

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 
 use super::guard::{Activity, Guarded, Received, Sending};
 use crate::config::HttpLimits;
+use crate::ipfs::Peer;
 use crate::tasks::Tasks;
 
 /// What a client may send on one stream of HTTP/2, and on all of a connection, before we have read it. A window bounds
@@ -42,18 +43,21 @@ pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
 
 /// Who is at the other end. Every request has it among its extensions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Client {
-    /// `None` on a Unix socket.
+    /// `None` on a Unix socket, and on a stream of a peer.
     pub(super) address: Option<SocketAddr>,
+    /// Who opened a stream of libp2p.
+    pub(super) peer: Option<Peer>,
     pub(super) tls: bool,
 }
 
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address {
-            Some(address) => address.fmt(f),
-            None => f.write_str("unix"),
+        match (self.address, &self.peer) {
+            (Some(address), _) => address.fmt(f),
+            (None, Some(peer)) => peer.fmt(f),
+            (None, None) => f.write_str("unix"),
         }
     }
 }
@@ -85,13 +89,16 @@ impl Server {
     ) {
         let activity = Activity::new(self.limits, protocol == Protocol::Http2);
         let io = TokioIo::new(Guarded::new(socket, activity.clone()));
-        let router = self.router;
+        let (router, asking) = (self.router, client.clone());
         let service = hyper::service::service_fn(move |request| {
-            Box::pin(answer(router.clone(), activity.clone(), client, request))
+            Box::pin(answer(router.clone(), activity.clone(), asking.clone(), request))
         });
         let outcome = match protocol {
             Protocol::Http1 => {
-                let mut connection = http1_builder(&self.limits).serve_connection(io, service);
+                let mut builder = http1_builder(&self.limits);
+                // Peers end their side with the request; other clients that do so have left.
+                builder.half_close(client.peer.is_some());
+                let mut connection = builder.serve_connection(io, service);
                 let outcome = tokio::select! {
                     outcome = poll_fn(|context| connection.poll_without_shutdown(context)) => outcome,
                     () = stop.cancelled() => {
@@ -136,6 +143,8 @@ fn http1_builder(limits: &HttpLimits) -> http1::Builder {
         .timer(TokioTimer::new())
         // hyper's would run between requests too; the guard's begins with a header.
         .header_read_timeout(None)
+        // Streams of libp2p take one slice at a time; without this hyper copies slices together to have one.
+        .writev(true)
         .max_header_size(limits.header_bytes_max)
         .max_buf_size(limits.buffer_bytes_max);
     builder

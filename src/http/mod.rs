@@ -10,6 +10,7 @@ mod error;
 mod guard;
 pub mod listen;
 mod listing;
+pub mod peer;
 pub mod public;
 mod pull;
 mod push;

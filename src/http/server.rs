@@ -65,11 +65,11 @@ async fn accept(listener: &Listener) -> io::Result<(Box<dyn Socket>, Client)> {
         Listener::Tcp(listener) => {
             let (socket, address) = listener.accept().await?;
             socket.set_nodelay(true)?;
-            Ok((Box::new(socket), Client { address: Some(address), tls: false }))
+            Ok((Box::new(socket), Client { address: Some(address), ..Client::default() }))
         }
         Listener::Unix(listener) => {
             let (socket, _) = listener.accept().await?;
-            Ok((Box::new(socket), Client { address: None, tls: false }))
+            Ok((Box::new(socket), Client::default()))
         }
     }
 }

@@ -34,7 +34,7 @@ fn connect(tasks: &Tasks, protocol: Protocol) -> DuplexStream {
         .route("/upload", put(upload));
     let server = Server { router, limits: HttpLimits::default(), tasks: tasks.clone() };
     let (ours, theirs) = duplex(PIPE_BYTES);
-    let client = Client { address: None, tls: false };
+    let client = Client::default();
     tasks.spawn_short("connection", |stop| server.serve(Box::new(theirs), client, protocol, stop));
     ours
 }

@@ -36,6 +36,7 @@ use moka::sync::Cache;
 
 use crate::config::Validation;
 use crate::dag::Tree;
+use crate::ipld::Block;
 use crate::ipld::ipns::IpnsName;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
@@ -168,6 +169,11 @@ impl Mirror {
                 let _ = &counted;
             })
             .boxed()
+    }
+
+    /// A block that is here and that anybody may have; never asks the network.
+    pub async fn block(&self, cid: &Cid) -> Result<Option<Block>, MirrorError> {
+        Ok(self.0.tree.blocks().get(cid).await?)
     }
 
     /// The tags behind `last`, at most `limit`; `None`: no source knows the repository.

@@ -1,10 +1,13 @@
 //! `NodeClient`: what the rest sees of the node. Sends commands to the event loop, and does what needs no swarm itself:
 //! choosing among records, waiting within budgets.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use cid::Cid;
+use hyper::{Request, Response};
 use jiff::Timestamp;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -12,8 +15,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::bitswap::{BitswapStats, Exchange};
 use super::event_loop::Command;
+use super::http_streams::HttpStreams;
 use super::queries::Answer;
-use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 
@@ -63,12 +67,16 @@ pub struct NodeClient {
     exchange: Exchange,
     view: watch::Receiver<View>,
     updates: broadcast::Sender<IpnsRecord>,
+    http: HttpStreams,
+    mesh: watch::Receiver<Arc<[Peer]>>,
 }
 
 /// What `status` tells of the node.
 #[derive(Clone, Debug)]
 pub struct NodeStats {
     pub peers: usize,
+    /// Of these, the ones in the mesh.
+    pub mesh_peers: usize,
     pub announcements_waiting: usize,
     pub bitswap: BitswapStats,
 }
@@ -80,8 +88,10 @@ impl NodeClient {
         exchange: Exchange,
         view: watch::Receiver<View>,
         updates: broadcast::Sender<IpnsRecord>,
+        http: HttpStreams,
+        mesh: watch::Receiver<Arc<[Peer]>>,
     ) -> Self {
-        Self { peer_id, commands, exchange, view, updates }
+        Self { peer_id, commands, exchange, view, updates, http, mesh }
     }
 
     pub fn peer_id(&self) -> PeerId {
@@ -106,6 +116,7 @@ impl NodeClient {
         let view = self.view.borrow();
         NodeStats {
             peers: view.crowd.peers,
+            mesh_peers: self.mesh.borrow().len(),
             announcements_waiting: view.crowd.announcements_waiting,
             bitswap: self.exchange.stats(),
         }
@@ -264,6 +275,14 @@ impl Ipfs for NodeClient {
             return Err(IpfsError::Publish { name: Box::new(name), stored: 0, wanted });
         }
         Ok(())
+    }
+
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
+        self.mesh.clone()
+    }
+
+    async fn request(&self, peer: &Peer, request: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
+        self.http.request(peer, request).await
     }
 }
 

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
 use super::client::{Crowd, View};
+use super::mesh::Mesh;
 use super::peers::{Book, KNOWN_MAX};
 use super::providers::Providers;
 use super::providing::Providing;
@@ -77,6 +78,7 @@ pub(super) struct EventLoop {
     pub(super) control: streams::Control,
     pub(super) changes: mpsc::Sender<(PeerId, bool)>,
     pub(super) book: Book,
+    pub(super) mesh: Mesh,
     pub(super) state: State,
     pub(super) followed: HashSet<IpnsName>,
     pub(super) announce: Vec<Multiaddr>,
@@ -96,6 +98,7 @@ impl EventLoop {
         control: streams::Control,
         exchange: Exchange,
         book: Book,
+        mesh: Mesh,
         state: State,
         config: NodeConfig,
         updates: broadcast::Sender<IpnsRecord>,
@@ -114,6 +117,7 @@ impl EventLoop {
             control,
             changes,
             book,
+            mesh,
             state,
             followed: config.followed.into_iter().collect(),
             announce: config.announce,
@@ -270,6 +274,7 @@ impl EventLoop {
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 tracing::debug!(peer.id = %peer_id, ?cause, "disconnected");
                 self.peers.remove(&peer_id);
+                self.mesh.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
@@ -296,14 +301,15 @@ impl EventLoop {
                 known.addresses.push(address.clone());
             }
         }
+        if self.book.is_wanted(&peer) || self.mesh.is_trusted(&peer) {
+            self.control.keep_alive(&peer, true);
+        }
         if !first {
             return;
         }
         tracing::debug!(peer.id = %peer, "connected");
         self.peers.entry(peer).or_default();
-        if self.book.is_wanted(&peer) {
-            self.control.keep_alive(&peer, true);
-        }
+        self.mesh.connected(peer);
         self.tell_bitswap(peer, true);
     }
 
@@ -315,6 +321,7 @@ impl EventLoop {
 
     /// The routing tables take in who takes part in their DHT, at the addresses that belong there.
     fn on_identify(&mut self, peer: PeerId, info: identify::Info) {
+        self.mesh.identified(&peer, &info.protocols);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let told = info.listen_addrs.into_iter().take(TOLD_MAX);
         let addresses: Vec<Multiaddr> =

@@ -1,12 +1,16 @@
 //! The embedded libp2p node, as an [`Ipfs`](crate::ipfs::Ipfs). Knows blocks and names, nothing of images.
 //!
-//! The event loop owns the swarm; [`NodeClient`] sends it commands and is what the rest sees. Bitswap runs beside it on
-//! streams that the swarm hands over.
+//! The event loop owns the swarm; [`NodeClient`] sends it commands and is what the rest sees. Bitswap and HTTP run beside
+//! it on streams that the swarm hands over.
 
 mod behaviour;
 pub mod bitswap;
 mod client;
 mod event_loop;
+mod http_streams;
+#[cfg(test)]
+mod http_tests;
+mod mesh;
 mod peers;
 mod providers;
 mod providing;
@@ -21,19 +25,23 @@ use std::time::Duration;
 
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, TransportError};
+use libp2p::{Multiaddr, Swarm, TransportError};
 use tokio::sync::{broadcast, mpsc, watch};
 
+use crate::ipfs::PeerStreams;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{Store, StoreError, off_thread};
 use crate::tasks::Tasks;
+use behaviour::Behaviour;
 use bitswap::{BitswapLimits, Exchange};
 pub use client::{NodeClient, NodeStats};
 use event_loop::EventLoop;
+use http_streams::HttpStreams;
+use mesh::Mesh;
 
 /// Commands that may wait for the event loop.
 const COMMANDS_QUEUED_MAX: usize = 1024;
-/// Inbound streams that may wait for Bitswap.
+/// Inbound streams that may wait for Bitswap, and as many for who serves HTTP.
 const STREAMS_QUEUED_MAX: usize = 256;
 /// Searches for providers that may wait.
 const SEARCHES_QUEUED_MAX: usize = 256;
@@ -51,7 +59,7 @@ pub struct NodeConfig {
     pub announce: Vec<Multiaddr>,
     /// Who is dialled first, and again when lost.
     pub bootstrap: Vec<Multiaddr>,
-    /// Who is always kept connected.
+    /// Who is always kept connected, and trusted with what was pulled through.
     pub peers: Vec<Multiaddr>,
     /// Names whose records are reported when peers put them to us.
     pub followed: Vec<IpnsName>,
@@ -78,27 +86,22 @@ pub enum NodeError {
     Store(#[from] StoreError),
 }
 
-/// Starts a node; returns when its listeners are bound.
+/// Starts a node; returns when its listeners are bound. Whoever serves HTTP to peers takes their streams from the second;
+/// dropping it resets them.
 pub async fn start(
     tasks: &Tasks,
     store: &Store,
     keypair: Keypair,
     config: NodeConfig,
-) -> Result<NodeClient, NodeError> {
+) -> Result<(NodeClient, PeerStreams), NodeError> {
     let peer_id = keypair.public().to_peer_id();
-    let (incoming, streams) = mpsc::channel(STREAMS_QUEUED_MAX);
-    let (streams_behaviour, control) = streams::Behaviour::new(bitswap::protocols(), incoming);
+    let (bitswap_incoming, streams) = mpsc::channel(STREAMS_QUEUED_MAX);
+    let (http_incoming, peer_streams) = mpsc::channel(STREAMS_QUEUED_MAX);
+    let (streams_behaviour, control) = streams::Behaviour::new(bitswap::protocols(), bitswap_incoming);
+    let streams_behaviour =
+        streams_behaviour.accepting(vec![http_streams::HTTP, http_streams::MESH], http_incoming);
     let mut swarm = behaviour::build(keypair, streams_behaviour, &config)?;
-    let listeners = config
-        .listen
-        .iter()
-        .map(|address| {
-            let free = require_free_port(address).map_err(TransportError::Other);
-            let listening = free.and_then(|()| swarm.listen_on(address.clone()));
-            listening
-                .map_err(|error| NodeError::Listen { address: address.clone(), reason: innermost(&error) })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
+    listen(&mut swarm, &config.listen)?;
 
     let known = {
         let state = store.state().clone();
@@ -114,14 +117,40 @@ pub async fn start(
         crowd: client::Crowd { expecting: true, ..Default::default() },
         ..Default::default()
     });
-    let node = NodeClient::new(peer_id, commands, exchange.clone(), view.subscribe(), updates.clone());
-    let event_loop =
-        EventLoop::new(swarm, control, exchange, book, store.state().clone(), config, updates, view, tasks);
+    let mesh = Mesh::new(&config.peers);
+    let http = HttpStreams::new(control.clone());
+    let view_of = view.subscribe();
+    let node =
+        NodeClient::new(peer_id, commands, exchange.clone(), view_of, updates.clone(), http, mesh.members());
+    let peer_streams = http_streams::incoming(peer_streams, mesh.trusted());
+    let listeners = config.listen.len();
+    let event_loop = EventLoop::new(
+        swarm,
+        control,
+        exchange,
+        book,
+        mesh,
+        store.state().clone(),
+        config,
+        updates,
+        view,
+        tasks,
+    );
     tasks.spawn("swarm", |stop| event_loop.run(inbox, searches, stop));
-    tokio::time::timeout(LISTEN_TIMEOUT, node.listening(listeners.len()))
+    tokio::time::timeout(LISTEN_TIMEOUT, node.listening(listeners))
         .await
         .map_err(|_| NodeError::ListenTimeout)?;
-    Ok(node)
+    Ok((node, peer_streams))
+}
+
+fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Multiaddr]) -> Result<(), NodeError> {
+    for address in addresses {
+        let free = require_free_port(address).map_err(TransportError::Other);
+        let listening = free.and_then(|()| swarm.listen_on(address.clone()));
+        listening
+            .map_err(|error| NodeError::Listen { address: address.clone(), reason: innermost(&error) })?;
+    }
+    Ok(())
 }
 
 /// The listeners of libp2p let others of the same user share a TCP port, since dials leave from it too. Two daemons on one

@@ -83,7 +83,8 @@ impl Book {
     }
 }
 
-fn peer_of(address: &Multiaddr) -> Option<PeerId> {
+/// Whose address it is, if it says so.
+pub(super) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
     match address.iter().last() {
         Some(Protocol::P2p(peer)) => Some(peer),
         _ => None,

@@ -1,8 +1,9 @@
 //! A behaviour that hands every negotiated stream of some protocols to tasks outside the swarm.
 //!
 //! Protocols can so be plain async code on streams. No stream is lost between negotiation and the task: inbound ones
-//! wait in a bounded queue of their connection until the channel has room, and an opened one is given to whoever
-//! asked. What is said on a stream is not known here.
+//! wait in a bounded queue of their connection until the channel of their protocol has room, and an opened one is given
+//! to whoever asked. A taker that is slow holds back nobody's streams but its own. What is said on a stream is not known
+//! here.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -28,7 +29,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::PollSender;
 
-/// Inbound streams of one connection that may wait for the channel; those above it are reset.
+/// Inbound streams of one connection that may wait for one channel; those above it are reset.
 const INBOUND_WAITING_MAX: usize = 256;
 /// Outbound streams of one connection that may be in negotiation, and as many more that may wait for it.
 const OPENING_MAX: usize = 32;
@@ -61,9 +62,15 @@ pub enum OpenError {
 /// The part of it that lives in the swarm.
 pub struct Behaviour {
     peers: Peers,
-    inbound: Offer,
-    incoming: mpsc::Sender<Incoming>,
+    takers: Vec<Taker>,
     to_handlers: VecDeque<(PeerId, ConnectionId, Requests)>,
+}
+
+/// Who takes the inbound streams of some protocols.
+#[derive(Clone)]
+struct Taker {
+    protocols: Vec<StreamProtocol>,
+    incoming: mpsc::Sender<Incoming>,
 }
 
 /// Opens streams from anywhere. Cheap to clone.
@@ -78,15 +85,20 @@ impl Behaviour {
     pub fn new(inbound: Vec<StreamProtocol>, incoming: mpsc::Sender<Incoming>) -> (Self, Control) {
         let peers = Peers::default();
         let control = Control { peers: peers.clone() };
-        (Self { peers, inbound: Offer(inbound), incoming, to_handlers: VecDeque::new() }, control)
+        let takers = vec![Taker { protocols: inbound, incoming }];
+        (Self { peers, takers, to_handlers: VecDeque::new() }, control)
+    }
+
+    /// Accepts streams of further protocols too, which come out of a channel of their own.
+    pub fn accepting(mut self, inbound: Vec<StreamProtocol>, incoming: mpsc::Sender<Incoming>) -> Self {
+        self.takers.push(Taker { protocols: inbound, incoming });
+        self
     }
 
     fn handler(&self, peer: PeerId) -> Handler {
         Handler {
             peer,
-            inbound: self.inbound.clone(),
-            incoming: PollSender::new(self.incoming.clone()),
-            waiting: VecDeque::new(),
+            queues: self.takers.iter().map(Queue::new).collect(),
             requests: None,
             opening: 0,
             keep_alive: Arc::default(),
@@ -245,16 +257,38 @@ impl NetworkBehaviour for Behaviour {
 /// The part of it that lives with one connection.
 pub struct Handler {
     peer: PeerId,
-    inbound: Offer,
-    incoming: PollSender<Incoming>,
-    waiting: VecDeque<Incoming>,
+    queues: Vec<Queue>,
     requests: Option<mpsc::Receiver<OpenRequest>>,
     /// Streams in negotiation.
     opening: usize,
     keep_alive: Arc<AtomicBool>,
 }
 
-impl Handler {
+/// The inbound streams of a connection that one taker has not taken yet.
+struct Queue {
+    protocols: Vec<StreamProtocol>,
+    incoming: PollSender<Incoming>,
+    waiting: VecDeque<Incoming>,
+}
+
+impl Queue {
+    fn new(taker: &Taker) -> Self {
+        Self {
+            protocols: taker.protocols.clone(),
+            incoming: PollSender::new(taker.incoming.clone()),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    fn push(&mut self, incoming: Incoming) {
+        if self.waiting.len() < INBOUND_WAITING_MAX {
+            self.waiting.push_back(incoming);
+        } else {
+            let Incoming { peer, protocol, .. } = incoming;
+            tracing::debug!(peer.id = %peer, %protocol, "reset a stream: too many wait");
+        }
+    }
+
     fn hand_over(&mut self, cx: &mut Context<'_>) {
         while !self.waiting.is_empty() {
             match self.incoming.poll_reserve(cx) {
@@ -279,7 +313,8 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = oneshot::Sender<Result<(StreamProtocol, Stream), OpenError>>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol, Self::InboundOpenInfo> {
-        SubstreamProtocol::new(self.inbound.clone(), ())
+        let protocols = self.queues.iter().flat_map(|queue| queue.protocols.iter().cloned());
+        SubstreamProtocol::new(Offer(protocols.collect()), ())
     }
 
     fn connection_keep_alive(&self) -> bool {
@@ -295,7 +330,7 @@ impl ConnectionHandler for Handler {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, Self::OutboundOpenInfo, Self::ToBehaviour>> {
-        self.hand_over(cx);
+        self.queues.iter_mut().for_each(|queue| queue.hand_over(cx));
         while self.opening < OPENING_MAX
             && let Some(requests) = &mut self.requests
         {
@@ -328,10 +363,9 @@ impl ConnectionHandler for Handler {
                 protocol: (protocol, stream),
                 ..
             }) => {
-                if self.waiting.len() < INBOUND_WAITING_MAX {
-                    self.waiting.push_back(Incoming { peer: self.peer, protocol, stream });
-                } else {
-                    tracing::debug!(peer.id = %self.peer, %protocol, "reset a stream: too many wait");
+                if let Some(queue) = self.queues.iter_mut().find(|queue| queue.protocols.contains(&protocol))
+                {
+                    queue.push(Incoming { peer: self.peer, protocol, stream });
                 }
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {

@@ -54,7 +54,7 @@ impl Node {
             agent: "shoal/test".to_owned(),
             connections_max: 100,
         };
-        let client = start(&tasks, &store, key.clone(), config).await.unwrap();
+        let (client, _) = start(&tasks, &store, key.clone(), config).await.unwrap();
         let node = Self { client, store, tasks, key, folder };
         for other in bootstrap {
             until("the peers know of each other", || node.is_routable() && other.is_routable()).await;

@@ -44,7 +44,7 @@ impl Author {
             agent: "author".to_owned(),
             connections_max: 100,
         };
-        let node = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
+        let (node, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let tree = Tree::new(Blocks::new(store.blocks().clone(), Arc::new(node.clone())));
         Self { key, tree, node, _tasks: tasks, _folder: folder }
     }

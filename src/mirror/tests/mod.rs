@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use cid::Cid;
+use hyper::{Request, Response};
 use jiff::{SignedDuration, Timestamp};
 use libp2p::identity::Keypair;
 use tempfile::TempDir;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::commit::{Changes, Commits};
@@ -21,7 +23,7 @@ use super::leases::Leases;
 use super::publish::{Publisher, Signer, first_root};
 use super::roots::Follow;
 use crate::dag::{Blocks, Tree};
-use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{OwnRecord, State, Store, StoreOptions};
@@ -144,6 +146,14 @@ impl Ipfs for Network {
             return Ok(());
         }
         Err(IpfsError::Publish { name: Box::new(*record.name()), stored: 0, wanted: 1 })
+    }
+
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
+        watch::Sender::default().subscribe()
+    }
+
+    async fn request(&self, _: &Peer, _: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
+        Err(IpfsError::Closed)
     }
 }
 
