@@ -20,7 +20,7 @@ use crate::http::peer;
 use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
-use crate::ipfs::Ipfs;
+use crate::ipfs::{Ipfs, Peer};
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::metrics::Metrics;
@@ -202,7 +202,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         started_at: Instant::now(),
     });
     let gateway = peer::gateway::gateway(mirror.clone());
-    peer::serve(servers, peer_streams, gateway.clone(), gateway);
+    let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
+    peer::serve(servers, peer_streams, gateway, mesh);
     let metrics = Metrics::default();
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
@@ -242,6 +243,7 @@ async fn pull_through(config: &Config, identity: String) -> Result<Option<PullTh
         store: store.map_err(DaemonError::Store)?,
         upstreams: upstreams.map_err(|error| DaemonError::Upstream(Box::new(error)))?,
         quota_bytes: config.store.quota_bytes,
+        us: Peer::new(&identity),
     }))
 }
 

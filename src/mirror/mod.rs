@@ -10,6 +10,7 @@ mod gc;
 mod leases;
 mod listing;
 mod lookup;
+mod mesh;
 mod publish;
 mod pull_through;
 mod push;
@@ -47,10 +48,13 @@ use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
 use leases::Leases;
+pub use mesh::{HOLDINGS_PATH, HOP, Hop, PATH, REFER};
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;
-pub use pull_through::{CachedImage, FillStatus, PullThroughConfig};
+pub use pull_through::{
+    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, PullThroughConfig, SharedBlob,
+};
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
 use roots::Follow;

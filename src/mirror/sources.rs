@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::pull_through::{Place, PullThrough};
+use super::pull_through::{Place, PullThrough, Scope};
 use super::{Asked, Blob, Content, Inner, MirrorError, Origin, Served};
 use crate::oci::{Digest, Reference};
 
@@ -35,7 +35,9 @@ impl Inner {
         };
         let Some((pull_through, place)) = self.place(asked)? else { return rooted.await };
         let upstream = async {
-            let Some(served) = pull_through.manifest(&place, reference).await? else { return Ok(None) };
+            let Some(served) = pull_through.manifest(&place, reference, Scope::Mesh).await? else {
+                return Ok(None);
+            };
             if asked.registry.is_none() && !pull_through.can_finish(&place, &served).await? {
                 return Err(MirrorError::Unfinishable { repository: place.repository.clone() });
             }

@@ -13,7 +13,7 @@ mod registry;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::config::PullThrough;
+use crate::config::{PullThrough, RegistryConfig};
 use crate::oci::Host;
 
 pub use body::BlobBody;
@@ -103,6 +103,19 @@ impl Upstreams {
     pub fn via(&self, via: Option<&str>) -> String {
         let ours = format!("1.1 {}", self.0.pseudonym);
         via.map_or(ours.clone(), |via| format!("{via}, {ours}"))
+    }
+
+    /// Whether what is pulled through of every registry may be given to peers.
+    pub fn all_are_shared(&self) -> bool {
+        self.configs().all(|config| config.share)
+    }
+
+    pub fn any_is_shared(&self) -> bool {
+        self.configs().any(|config| config.share)
+    }
+
+    fn configs(&self) -> impl Iterator<Item = &RegistryConfig> {
+        self.0.config.registries.values().chain(&self.0.config.any)
     }
 
     /// Sorted by name.
