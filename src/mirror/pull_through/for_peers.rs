@@ -20,7 +20,7 @@ use crate::oci::{Digest, Reference, RepoName, Repository};
 
 /// What a peer is told that asks for a blob.
 pub enum BlobForPeer {
-    Found(SharedBlob),
+    Found(Box<SharedBlob>),
     /// Enough follow its fill already: these.
     Refer(Vec<Peer>),
     /// It is not here, and not to be fetched for this peer.
@@ -43,7 +43,7 @@ enum Content {
 
 /// What a peer is told that asks for a manifest.
 pub enum ManifestForPeer {
-    Found(Served),
+    Found(Box<Served>),
     /// Upstream says that there is none.
     Absent,
     /// It cannot be said.
@@ -82,7 +82,7 @@ impl PullThrough {
             let size_bytes = blob.size_bytes;
             let content = Content::Cached(blob);
             let shared = SharedBlob { size_bytes, path: Vec::new(), content, through: self.clone() };
-            return Ok(BlobForPeer::Found(shared));
+            return Ok(BlobForPeer::Found(Box::new(shared)));
         }
         let mut supply = self.supply(&place, digest);
         supply.mesh = None;
@@ -100,7 +100,8 @@ impl PullThrough {
         let Some(size_bytes) = size_bytes.map_err(MirrorError::Fill)? else { return Ok(BlobForPeer::No) };
         let path = fill.state().path.to_vec();
         let content = Content::Filling(fill, Box::new(supply), follower);
-        Ok(BlobForPeer::Found(SharedBlob { size_bytes, path, content, through: self.clone() }))
+        let shared = SharedBlob { size_bytes, path, content, through: self.clone() };
+        Ok(BlobForPeer::Found(Box::new(shared)))
     }
 
     /// Whether a peer may follow a fill without the two, or more, waiting for each other.
@@ -125,7 +126,7 @@ impl PullThrough {
             Hop::Held => Scope::Local,
         };
         Ok(match self.manifest(&place, reference, scope).await? {
-            Some(served) => ManifestForPeer::Found(served),
+            Some(served) => ManifestForPeer::Found(Box::new(served)),
             None if hop == Hop::Fetch => ManifestForPeer::Absent,
             None => ManifestForPeer::No,
         })
