@@ -110,6 +110,10 @@ impl Mesh {
         let mut request = self.request(hop, format!("/v2/{repo}/blobs/{digest}"))?;
         if let (1.., Ok(range)) = (from, HeaderValue::try_from(format!("bytes={from}-"))) {
             request.headers_mut().insert(RANGE, range);
+        if !self.may_be_asked(peer) {
+            // A peer may refer to anybody.
+            return Ok(Answer::No);
+        }
         }
         let response = self.send(peer, hop, request).await?;
         let headers = response.headers();

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::ipfs::{Ipfs, Peer};
 use crate::tasks::Tasks;
 pub(super) use ask::{Answer, ManifestAnswer, PeerManifest};
+use moka::sync::Cache;
 pub use ask::{HOP, Hop, PATH, REFER};
 pub(super) use holdings::{Held, Key};
 use holdings::{Ours, Theirs};
@@ -40,6 +41,8 @@ const FETCHERS_MAX: usize = 3;
 
 /// The mesh as one daemon sees it. Cheap to clone.
 #[derive(Clone)]
+/// Bans that are remembered.
+const BANNED_MAX: u64 = 1024;
 pub(super) struct Mesh(Arc<Shared>);
 
 struct Shared {
@@ -53,6 +56,8 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     theirs: Theirs,
+    /// Until when those are left alone that sent wrong bytes: it holds though they leave and come again.
+    banned: Cache<Peer, Instant>,
     answered_at: Option<Instant>,
     left_alone_until: Option<Instant>,
     /// Requests to it that are under way.
@@ -78,7 +83,8 @@ impl Mesh {
     pub(super) fn start(tasks: &Tasks, ipfs: Arc<dyn Ipfs>, us: Peer) -> Self {
         // Not known before: a peer must not take what we hold for what we held in a run before.
         let epoch = uuid::Uuid::new_v4().as_u64_pair().0;
-        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default() };
+        let banned = Cache::builder().max_capacity(BANNED_MAX).time_to_live(BAN).build();
+        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default(), banned };
         let mesh = Self(Arc::new(shared));
         let listener = mesh.clone();
         let of_peers = tasks.clone();
@@ -180,6 +186,12 @@ impl Mesh {
     pub(super) fn leave_alone(&self, peer: &Peer) {
         self.rest(peer, PENALTY);
     }
+    /// Whether a peer is one of us that can be asked.
+    fn may_be_asked(&self, peer: &Peer) -> bool {
+        let now = Instant::now();
+        self.peers().get(peer).is_some_and(|known| known.is_healthy(now))
+    }
+
 
     /// A peer sent what is not what was asked for.
     pub(super) fn ban(&self, peer: &Peer) {
@@ -192,6 +204,7 @@ impl Mesh {
             let until = Instant::now() + rest;
             known.left_alone_until = Some(known.left_alone_until.map_or(until, |known| known.max(until)));
         }
+        self.0.banned.insert(peer.clone(), Instant::now() + BAN);
     }
 
     /// A panic leaves what was known of one peer before.
