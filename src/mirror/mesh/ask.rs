@@ -11,6 +11,7 @@ use hyper::{Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::Mesh;
+use super::fanout::referred;
 use crate::ipfs::{IpfsError, Peer, PeerBody};
 use crate::mirror::MirrorError;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
@@ -74,7 +75,7 @@ pub(in crate::mirror) enum Answer {
         /// The peers that they come by, the nearest first.
         path: Vec<Peer>,
     },
-    /// Others have it.
+    /// Others have it, to be asked in this order.
     Refer(Vec<Peer>),
     No,
 }
@@ -119,7 +120,9 @@ impl Mesh {
         let headers = response.headers();
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => (),
-            StatusCode::SERVICE_UNAVAILABLE => return Ok(Answer::Refer(peers(headers, &REFER))),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                return Ok(Answer::Refer(referred(peers(headers, &REFER), self.us())));
+            }
             _ => return Ok(Answer::No),
         }
         let length = text(headers, &CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());

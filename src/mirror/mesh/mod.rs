@@ -5,6 +5,7 @@
 //! referred to, so that followers form a tree.
 
 mod ask;
+mod fanout;
 mod holdings;
 mod listen;
 mod rendezvous;
@@ -23,6 +24,7 @@ pub use ask::{HOP, Hop, PATH, REFER};
 pub(super) use holdings::{Held, Key};
 use holdings::{Ours, Theirs};
 pub use listen::HOLDINGS_PATH;
+pub(super) use fanout::Followers;
 use rendezvous::{succession, weight};
 
 /// How long a peer that failed is left alone.
