@@ -7,24 +7,28 @@
 mod ask;
 mod fanout;
 mod holdings;
+mod latency;
 mod listen;
+mod pieces;
 mod rendezvous;
+mod together;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use moka::sync::Cache;
 
 use crate::ipfs::{Ipfs, Peer};
 use crate::tasks::Tasks;
 pub(super) use ask::{Answer, ManifestAnswer, PeerManifest};
-use moka::sync::Cache;
 pub use ask::{HOP, Hop, PATH, REFER};
+pub(super) use fanout::Followers;
 pub(super) use holdings::{Held, Key};
 use holdings::{Ours, Theirs};
+use latency::Latencies;
 pub use listen::HOLDINGS_PATH;
-pub(super) use fanout::Followers;
 use rendezvous::{succession, weight};
 
 /// How long a peer that failed is left alone.
@@ -37,14 +41,14 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(40);
 const TELL_WAIT: Duration = Duration::from_secs(15);
 /// Peers that are reckoned with.
 const PEERS_MAX: usize = 1024;
+/// Bans that are remembered.
+const BANNED_MAX: u64 = 1024;
 /// Peers that hold a thing which are tried, and those of the succession, before we go upstream ourselves.
 const HOLDERS_MAX: usize = 4;
 const FETCHERS_MAX: usize = 3;
 
 /// The mesh as one daemon sees it. Cheap to clone.
 #[derive(Clone)]
-/// Bans that are remembered.
-const BANNED_MAX: u64 = 1024;
 pub(super) struct Mesh(Arc<Shared>);
 
 struct Shared {
@@ -52,16 +56,18 @@ struct Shared {
     us: Peer,
     ours: Ours,
     peers: Mutex<HashMap<Peer, Known>>,
+    /// Until when those are left alone that sent wrong bytes: it holds though they leave and come again.
+    banned: Cache<Peer, Instant>,
 }
 
 /// What is known of a peer.
 #[derive(Default)]
 struct Known {
     theirs: Theirs,
-    /// Until when those are left alone that sent wrong bytes: it holds though they leave and come again.
-    banned: Cache<Peer, Instant>,
     answered_at: Option<Instant>,
     left_alone_until: Option<Instant>,
+    /// How long it took to begin to answer.
+    latencies: Latencies,
     /// Requests to it that are under way.
     asked: usize,
 }
@@ -180,6 +186,12 @@ impl Mesh {
         weight(&self.0.us, key) > weight(peer, key)
     }
 
+    /// Whether a peer is one of us that can be asked.
+    fn may_be_asked(&self, peer: &Peer) -> bool {
+        let now = Instant::now();
+        self.peers().get(peer).is_some_and(|known| known.is_healthy(now))
+    }
+
     pub(super) fn us(&self) -> &Peer {
         &self.0.us
     }
@@ -188,16 +200,11 @@ impl Mesh {
     pub(super) fn leave_alone(&self, peer: &Peer) {
         self.rest(peer, PENALTY);
     }
-    /// Whether a peer is one of us that can be asked.
-    fn may_be_asked(&self, peer: &Peer) -> bool {
-        let now = Instant::now();
-        self.peers().get(peer).is_some_and(|known| known.is_healthy(now))
-    }
-
 
     /// A peer sent what is not what was asked for.
     pub(super) fn ban(&self, peer: &Peer) {
         tracing::warn!(%peer, "peer sent wrong bytes: it is not asked again for an hour");
+        self.0.banned.insert(peer.clone(), Instant::now() + BAN);
         self.rest(peer, BAN);
     }
 
@@ -206,7 +213,6 @@ impl Mesh {
             let until = Instant::now() + rest;
             known.left_alone_until = Some(known.left_alone_until.map_or(until, |known| known.max(until)));
         }
-        self.0.banned.insert(peer.clone(), Instant::now() + BAN);
     }
 
     /// A panic leaves what was known of one peer before.
