@@ -25,7 +25,7 @@ use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::metrics::Metrics;
 use crate::mirror::{Mirror, MirrorConfig, MirrorError, PublishState, Signer, chain};
-use crate::node::{self, NodeClient, NodeConfig, NodeError};
+use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
 use crate::store::{Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 
@@ -45,6 +45,8 @@ pub enum DaemonError {
     Tls(#[source] TlsError),
     #[error("config key p2p")]
     Node(#[from] NodeError),
+    #[error("config key p2p.swarmkey")]
+    SwarmKey(#[from] SwarmKeyError),
     #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
     #[error(transparent)]
@@ -169,7 +171,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let readonly = readonly(&keystore, &config)?;
 
     let followed = readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect();
-    let node_config = node_config(&config, followed);
+    let node_config = node_config(&config, followed)?;
     let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = MirrorConfig {
         signer,
@@ -208,9 +210,10 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     Ok(running)
 }
 
-fn node_config(config: &Config, followed: Vec<IpnsName>) -> NodeConfig {
+fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, DaemonError> {
     let p2p = config.p2p.clone();
-    NodeConfig {
+    let swarm_key = p2p.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+    Ok(NodeConfig {
         listen: p2p.listen,
         announce: p2p.announce,
         bootstrap: p2p.bootstrap,
@@ -218,7 +221,9 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> NodeConfig {
         followed,
         agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
         connections_max: config.limits.p2p_connections_max,
-    }
+        swarm_key,
+        mdns: p2p.mdns,
+    })
 }
 
 fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
