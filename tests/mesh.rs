@@ -15,7 +15,7 @@ use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use shoal::ipfs::{Ipfs, IpfsError, Peer};
-use shoal::ipld::{Block, Cid};
+use shoal::ipld::{Block, Cid, car};
 use shoal::node::{self, NodeClient, NodeConfig};
 use shoal::store::{Store, StoreOptions};
 use shoal::tasks::Tasks;
@@ -164,6 +164,9 @@ async fn a_stranger_gets_public_blocks_by_cid_and_nothing_else() {
     let (status, bytes) = stranger.get(&format!("/ipfs/{root}?format=raw")).await;
     assert_eq!(status, StatusCode::OK);
     Block::verify(root, bytes).unwrap();
+    let (status, archive) = stranger.get(&format!("/ipfs/{root}?format=car&dag-scope=all")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(archive.starts_with(&car::header(&root)));
     let absent = *Block::encode(0x55, Bytes::from_static(b"absent")).cid();
     let (status, _) = stranger.get(&format!("/ipfs/{absent}?format=raw")).await;
     assert_eq!(status, StatusCode::NOT_FOUND);
