@@ -13,9 +13,7 @@ use serde::Deserialize;
 use super::super::pull::{STALE, text};
 use super::super::{CONTENT_DIGEST, set};
 use crate::ipfs::Peer;
-use crate::mirror::{
-    BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, SharedBlob, chain,
-};
+use crate::mirror::{BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain};
 use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Reference, RepoName, Route};
 
@@ -101,7 +99,7 @@ async fn blob(
             return StatusCode::BAD_GATEWAY.into_response();
         }
     };
-    let SharedBlob { size_bytes, .. } = blob;
+    let size_bytes = blob.size_bytes;
     let (status, range) = match RangeRequest::parse(text(asked, &RANGE), size_bytes) {
         RangeRequest::Whole => (StatusCode::OK, 0..size_bytes),
         RangeRequest::Part(part) => (StatusCode::PARTIAL_CONTENT, part),

@@ -20,7 +20,7 @@ use crate::oci::{Digest, Reference, RepoName, Repository};
 
 /// What a peer is told that asks for a blob.
 pub enum BlobForPeer {
-    Found(SharedBlob),
+    Found(Box<SharedBlob>),
     /// Enough follow its fill already: these.
     Refer(Vec<Peer>),
     /// It is not here, and not to be fetched for this peer.
@@ -37,7 +37,7 @@ pub struct SharedBlob {
 }
 
 enum Content {
-    Cached(StoredBlob),
+    Cached(Box<StoredBlob>),
     Filling(Arc<Fill>, Box<Supply>, Arc<Follower>),
 }
 
@@ -80,9 +80,9 @@ impl PullThrough {
         let Some(place) = self.shared_place(joined) else { return Ok(BlobForPeer::No) };
         if let Some(blob) = self.shared_blob(&place, digest).await? {
             let size_bytes = blob.size_bytes;
-            let content = Content::Cached(blob);
+            let content = Content::Cached(Box::new(blob));
             let shared = SharedBlob { size_bytes, path: Vec::new(), content, through: self.clone() };
-            return Ok(BlobForPeer::Found(shared));
+            return Ok(BlobForPeer::Found(Box::new(shared)));
         }
         let mut supply = self.supply(&place, digest);
         supply.mesh = None;
@@ -100,7 +100,8 @@ impl PullThrough {
         let Some(size_bytes) = size_bytes.map_err(MirrorError::Fill)? else { return Ok(BlobForPeer::No) };
         let path = fill.state().path.to_vec();
         let content = Content::Filling(fill, Box::new(supply), follower);
-        Ok(BlobForPeer::Found(SharedBlob { size_bytes, path, content, through: self.clone() }))
+        let shared = SharedBlob { size_bytes, path, content, through: self.clone() };
+        Ok(BlobForPeer::Found(Box::new(shared)))
     }
 
     /// Whether a peer may follow a fill without the two, or more, waiting for each other.
