@@ -91,7 +91,8 @@ impl Registry {
         loop {
             let mut failure = None;
             for endpoint in &self.endpoints {
-                match endpoint.get(method.clone(), repo, below, headers).await {
+                // Boxed: all that is below is much larger than what waits for it.
+                match Box::pin(endpoint.get(method.clone(), repo, below, headers)).await {
                     Err(error) if error.is_transient() => failure = Some(error),
                     answer => return answer,
                 }

@@ -37,7 +37,7 @@ pub struct SharedBlob {
 }
 
 enum Content {
-    Cached(StoredBlob),
+    Cached(Box<StoredBlob>),
     Filling(Arc<Fill>, Box<Supply>, Arc<Follower>),
 }
 
@@ -80,7 +80,7 @@ impl PullThrough {
         let Some(place) = self.shared_place(joined) else { return Ok(BlobForPeer::No) };
         if let Some(blob) = self.shared_blob(&place, digest).await? {
             let size_bytes = blob.size_bytes;
-            let content = Content::Cached(blob);
+            let content = Content::Cached(Box::new(blob));
             let shared = SharedBlob { size_bytes, path: Vec::new(), content, through: self.clone() };
             return Ok(BlobForPeer::Found(Box::new(shared)));
         }
