@@ -174,7 +174,7 @@ pub(super) struct RawRegistry {
     tagttl: Option<RawTtl>,
     stalefor: Option<String>,
     negativettl: Option<String>,
-    share: Option<String>,
+    share: Option<RawShare>,
     prefetch: Option<bool>,
 }
 
@@ -183,6 +183,14 @@ pub(super) struct RawRegistry {
 enum RawTtl {
     All(String),
     ByPattern(BTreeMap<String, String>),
+}
+
+/// `no` without quotes is a truth value in YAML 1.1.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "mesh or no is expected")]
+enum RawShare {
+    Flag(bool),
+    Text(String),
 }
 
 pub(super) fn check(
@@ -279,10 +287,14 @@ fn registry(key: &str, raw: RawRegistry) -> Result<RegistryConfig, ConfigError> 
             return Err(value_error(&at("certificate"), "", "the certificate of the key is missing"));
         }
     };
-    let share = match raw.share.as_deref() {
-        None | Some("" | "mesh") => true,
-        Some("no" | "false") => false,
-        Some(other) => return Err(value_error(&at("share"), other, "mesh or no is expected")),
+    let share = match raw.share {
+        None | Some(RawShare::Flag(true)) => true,
+        Some(RawShare::Flag(false)) => false,
+        Some(RawShare::Text(text)) => match text.as_str() {
+            "" | "mesh" => true,
+            "no" | "false" => false,
+            other => return Err(value_error(&at("share"), other, "mesh or no is expected")),
+        },
     };
     let duration_or = |name: &str, value: Option<String>, default| match text(value) {
         Some(value) => duration(&at(name), &value),
