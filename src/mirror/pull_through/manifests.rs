@@ -145,21 +145,41 @@ impl PullThrough {
 
     /// Finds out, once for all who ask at the same time, unless there was no answer a moment ago.
     async fn ask(&self, place: &Place, reference: &Reference, scope: Scope) -> Outcome {
-        let key = format!("{}@{reference}/{scope:?}", place.joined);
+        if scope == Scope::Upstream {
+            return self.ask_upstream(place, reference).await;
+        }
+        let (this, asked, of) = (self.clone(), reference.clone(), place.clone());
+        let work = Box::pin(async move { this.confirm(&of, &asked, scope).await });
+        self.once(format!("{}@{reference}/{scope:?}", place.joined), place, work).await
+    }
+
+    /// Upstream is asked once for our own clients and for peers.
+    async fn ask_upstream(&self, place: &Place, reference: &Reference) -> Outcome {
+        let (this, asked, of) = (self.clone(), reference.clone(), place.clone());
+        let work = Box::pin(async move { this.confirm_upstream(&of, &asked).await });
+        self.once(format!("{}@{reference}/upstream", place.joined), place, work).await
+    }
+
+    async fn once(
+        &self,
+        key: String,
+        place: &Place,
+        work: impl Future<Output = Result<Option<Confirmation>, MirrorError>> + Send + 'static,
+    ) -> Outcome {
         if let Some((until, failure)) = self.0.negative.get(&key)
             && Instant::now() < until
         {
             return failure.map_or(Ok(None), Err);
         }
-        let (this, place, asked, flight) = (self.clone(), place.clone(), reference.clone(), key.clone());
+        let (this, negative_ttl, flight) = (self.clone(), place.upstream.config().negative_ttl, key.clone());
         let work = async move {
-            let outcome = this.confirm(&place, &asked, scope).await.map_err(Arc::new);
+            let outcome = work.await.map_err(Arc::new);
             let negative = match &outcome {
                 Ok(Some(_)) => return outcome,
                 Ok(None) => None,
                 Err(error) => Some(error.clone()),
             };
-            let until = Instant::now() + place.upstream.config().negative_ttl;
+            let until = Instant::now() + negative_ttl;
             this.0.negative.insert(key, (until, negative));
             outcome
         };
@@ -174,7 +194,9 @@ impl PullThrough {
         scope: Scope,
     ) -> Result<Option<Confirmation>, MirrorError> {
         let mesh = self.mesh(place).filter(|mesh| scope == Scope::Mesh && !mesh.is_alone());
-        let Some(mesh) = mesh else { return self.confirm_upstream(place, reference).await };
+        let Some(mesh) = mesh else {
+            return self.ask_upstream(place, reference).await.map_err(MirrorError::Fill);
+        };
         let key = match reference {
             Reference::Digest(digest) => Key::of_digest(digest),
             Reference::Tag(tag) => Key::of_tag(&place.joined, tag),
@@ -189,7 +211,7 @@ impl PullThrough {
         for candidate in candidates {
             let outcome = match candidate {
                 Candidate::Peer(_, Hop::Fetch) if may_be_absent => continue,
-                Candidate::Upstream => self.confirm_upstream(place, reference).await,
+                Candidate::Upstream => self.ask_upstream(place, reference).await.map_err(MirrorError::Fill),
                 Candidate::Peer(peer, hop) => match self.ask_peer(mesh, &peer, hop, place, reference).await {
                     Ok(Some(ManifestAnswer::Found(found))) => {
                         self.keep_of_peer(place, reference, peer, found).await.map(Some)
