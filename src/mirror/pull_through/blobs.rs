@@ -50,9 +50,9 @@ impl PullThrough {
             return Ok(None);
         }
         let supply = self.supply(place, digest);
-        let fill = self.0.fills.follow(supply.clone())?;
-        let size_bytes = timeout(HEADER_TIMEOUT, fill.size_bytes()).await.map_err(|_| late(place))?;
-        match size_bytes.map_err(MirrorError::Fill)? {
+        let (fill, size_bytes) =
+            timeout(HEADER_TIMEOUT, self.begin(&supply)).await.map_err(|_| late(place))??;
+        match size_bytes {
             Some(size_bytes) => {
                 let origin = fill.state().from.unwrap_or(Origin::Upstream(place.repository.host.clone()));
                 let content = Content::Filling(fill, Box::new(supply));
@@ -64,6 +64,18 @@ impl PullThrough {
                 Ok(None)
             }
         }
+    }
+
+    /// The fill of a blob and its size, when that is known. One that was begun for a peer has asked upstream alone, and
+    /// may fail for want of credentials that others have: then it is begun anew.
+    pub(super) async fn begin(&self, supply: &Supply) -> Result<(Arc<Fill>, Option<u64>), MirrorError> {
+        let mut fill = self.0.fills.follow(supply.clone())?;
+        let mut size_bytes = fill.size_bytes().await;
+        if fill.is_of_upstream_alone && supply.mesh.is_some() && !matches!(size_bytes, Ok(Some(_))) {
+            fill = self.0.fills.follow(supply.clone())?;
+            size_bytes = fill.size_bytes().await;
+        }
+        Ok((fill, size_bytes.map_err(MirrorError::Fill)?))
     }
 
     /// The size of a blob, for who asks for no more.

@@ -65,6 +65,8 @@ pub(super) struct Fill {
     window: Mutex<Window>,
     keep: Keep,
     begun_at: Instant,
+    /// It was begun for a peer: others of the mesh are not asked.
+    pub(super) is_of_upstream_alone: bool,
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
     followers: Mutex<Followers>,
@@ -212,6 +214,7 @@ impl Fill {
             state: watch::Sender::new(state),
             window: Mutex::default(),
             begun_at: Instant::now(),
+            is_of_upstream_alone: supply.mesh.is_none(),
             released: AtomicBool::new(false),
             followers: Mutex::default(),
         }

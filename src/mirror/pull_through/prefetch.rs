@@ -84,7 +84,7 @@ impl PullThrough {
         if self.0.cache.blob_anywhere(&digest).await?.is_some() {
             return Ok(());
         }
-        let fill = self.0.fills.follow(self.supply(place, &digest))?;
+        let (fill, _) = self.begin(&self.supply(place, &digest)).await?;
         ended(&fill).await
     }
 }
