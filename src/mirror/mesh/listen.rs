@@ -98,7 +98,9 @@ async fn hear(mesh: &Mesh, peer: &Peer) -> Result<(), Reason> {
     let message = timeout(TELL_WAIT + ANSWER_TIMEOUT, answer).await??;
     if let Some(known) = mesh.peers().get_mut(peer) {
         known.theirs.hear(&message)?;
-        known.answered_at = Some(Instant::now());
+        if known.answered_at.replace(Instant::now()).is_none() {
+            tracing::debug!(%peer, "peer said what it holds");
+        }
     }
     Ok(())
 }
