@@ -55,7 +55,8 @@ impl Endpoint {
         below: &str,
         headers: &HeaderMap,
     ) -> Result<Option<Response>, UpstreamError> {
-        if let Err(wait) = self.state().breaker.may_ask(Instant::now()) {
+        let may_ask = self.state().breaker.may_ask(Instant::now());
+        if let Err(wait) = may_ask {
             let last = self.state().breaker.last().unwrap_or("it asked for it").to_owned();
             return Err(UpstreamError::Resting { host: self.host.clone(), wait, last });
         }
