@@ -21,7 +21,7 @@ use serde_json::Value;
 pub use auth::{AuthConfig, AuthMethod, TokenConfig};
 pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
 pub use log::{LogConfig, LogLevel};
-pub use mirror::{Credentials, PullThrough, RegistryConfig, Secret};
+pub use mirror::{Credentials, HttpProxy, PullThrough, RegistryConfig, Secret};
 
 /// Every key with its default, and what each means.
 pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
@@ -234,7 +234,6 @@ const OF_DISTRIBUTION: &[&str] = &[
     "middleware.registry",
     "middleware.storage",
     "proxy.exec",
-    "proxy.ttl",
     "catalog",
     "health",
     "notifications",
@@ -283,5 +282,7 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+#[cfg(test)]
+mod mirror_tests;
 #[cfg(test)]
 mod tests;

@@ -69,7 +69,12 @@ pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, U
         .http2_adaptive_window(true)
         .tls_danger_accept_invalid_certs(config.insecure);
     if let Some(proxy) = &config.http_proxy {
-        builder = builder.proxy(Proxy::all(proxy.clone()).map_err(wrong("httpproxy"))?);
+        let mut url = proxy.url.clone();
+        if let Some((user, password)) = &proxy.login {
+            let set = url.set_username(user).and_then(|()| url.set_password(Some(password.reveal())));
+            debug_assert!(set.is_ok(), "it was taken from such a URL");
+        }
+        builder = builder.proxy(Proxy::all(url).map_err(wrong("httpproxy"))?);
     }
     if let Some(path) = &config.ca {
         let authorities = Certificate::from_pem_bundle(&read("ca", path)?).map_err(wrong("ca"))?;

@@ -271,3 +271,16 @@ async fn a_password_goes_to_no_token_server_over_http_unless_that_is_insecure_an
     pull(&upstream(insecure)).await.unwrap();
     assert_eq!(issuer.seen()[1].header("authorization"), Some(BASIC));
 }
+
+#[tokio::test]
+async fn a_proxy_is_told_the_whole_url_and_its_own_login() {
+    let proxy = Fake::start(|_| manifest_reply()).await;
+    let http_proxy = crate::config::HttpProxy {
+        url: proxy.url.parse().unwrap(),
+        login: Some(("user".to_owned(), Secret::new("secret".to_owned()))),
+    };
+    let config = RegistryConfig { http_proxy: Some(http_proxy), ..config(&["http://registry.example"]) };
+    pull(&upstream(config)).await.unwrap();
+    assert_eq!(proxy.asked(), ["GET http://registry.example/v2/library/alpine/manifests/latest"]);
+    assert_eq!(proxy.seen()[0].header("proxy-authorization"), Some(BASIC));
+}
