@@ -55,10 +55,7 @@ impl Endpoint {
         below: &str,
         headers: &HeaderMap,
     ) -> Result<Option<Response>, UpstreamError> {
-        if let Err(wait) = self.state().breaker.may_ask(Instant::now()) {
-            let last = self.state().breaker.last().unwrap_or("it asked for it").to_owned();
-            return Err(UpstreamError::Resting { host: self.host.clone(), wait, last });
-        }
+        self.may_ask()?;
         let outcome = match self.try_get(method, repo, below, headers).await {
             Ok(response) => self.judge(response),
             Err(error) => Err(error),
@@ -74,6 +71,14 @@ impl Endpoint {
             _ => state.breaker.succeeded(),
         }
         outcome
+    }
+
+    fn may_ask(&self) -> Result<(), UpstreamError> {
+        let mut state = self.state();
+        state.breaker.may_ask(Instant::now()).map_err(|wait| {
+            let last = state.breaker.last().unwrap_or("it asked for it").to_owned();
+            UpstreamError::Resting { host: self.host.clone(), wait, last }
+        })
     }
 
     async fn try_get(
