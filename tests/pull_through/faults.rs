@@ -4,7 +4,7 @@
 use reqwest::StatusCode;
 use shoal::oci::Digest;
 
-use crate::common::upstream::{Access, Fault, TOKENS, Upstream, on};
+use crate::common::upstream::{Access, Fault, Rule, TOKENS, Upstream};
 use crate::common::{Daemon, IMAGE_MANIFEST, Image, random_bytes};
 use crate::{PREFIXED, REPO, ask, error, header, mirror_of};
 
@@ -47,7 +47,7 @@ async fn a_manifest_that_upstream_refuses_is_404_with_the_reason() {
     for (seed, (fault, word)) in (300..).zip(refusals()) {
         let (upstream, mirror, _) = scene(seed, "").await;
         let what = format!("{fault:?}");
-        upstream.fails(on("/manifests/", fault));
+        upstream.fails(Rule::on("/manifests/", fault));
         is_sent_on(&mirror, "manifests/1", word, &what).await;
         let digest = Digest::sha256(b"another");
         is_sent_on(&mirror, &format!("manifests/{digest}"), word, &what).await;
@@ -59,7 +59,7 @@ async fn a_blob_that_upstream_refuses_is_404_with_the_reason() {
     for (seed, (fault, word)) in (320..).zip(refusals()) {
         let (upstream, mirror, image) = scene(seed, "").await;
         let what = format!("{fault:?}");
-        upstream.fails(on("/blobs/", fault));
+        upstream.fails(Rule::on("/blobs/", fault));
         is_sent_on(&mirror, &format!("blobs/{}", Digest::sha256(&image.blobs[2])), word, &what).await;
     }
 }
@@ -77,7 +77,7 @@ async fn a_manifest_that_is_not_what_was_asked_for_is_404_with_the_reason() {
     for (seed, (fault, word)) in (340..).zip(faults) {
         let (upstream, mirror, image) = scene(seed, "").await;
         let what = format!("{fault:?}");
-        upstream.fails(on("/manifests/", fault).method("GET"));
+        upstream.fails(Rule::on("/manifests/", fault).method("GET"));
         is_sent_on(&mirror, "manifests/1", word, &what).await;
         upstream.heals();
         assert_eq!(upstream.count("GET", "/blobs/"), 0, "{what}: believed");
@@ -89,7 +89,7 @@ async fn a_manifest_that_is_not_what_was_asked_for_is_404_with_the_reason() {
 #[tokio::test]
 async fn an_upstream_that_hangs_before_its_header_is_404_in_time() {
     let (upstream, mirror, _) = scene(350, "").await;
-    upstream.fails(on("/manifests/", Fault::HoldHeader));
+    upstream.fails(Rule::on("/manifests/", Fault::HoldHeader));
     is_sent_on(&mirror, "manifests/1", "no answer within", "hangs").await;
 }
 
@@ -106,7 +106,7 @@ async fn an_upstream_that_speaks_oddly_is_understood() {
     for (seed, fault) in (360..).zip(faults) {
         let (upstream, mirror, image) = scene(seed, "").await;
         let what = format!("{fault:?}");
-        upstream.fails(on("", fault));
+        upstream.fails(Rule::on("", fault));
         let answer = ask(&mirror, "manifests/1").await;
         assert_eq!(answer.status(), StatusCode::OK, "{what}\n{}", mirror.log());
         let digest = Digest::sha256(&image.manifest).to_string();
@@ -120,12 +120,12 @@ async fn an_upstream_that_speaks_oddly_is_understood() {
 #[tokio::test]
 async fn a_manifest_that_was_compressed_unasked_is_handed_on_as_it_was_pushed() {
     let (upstream, mirror, image) = scene(370, "").await;
-    upstream.fails(on("/manifests/", Fault::Gzip));
+    upstream.fails(Rule::on("/manifests/", Fault::Gzip));
     let answer = ask(&mirror, "manifests/1").await;
     assert_eq!(header(&answer, "content-encoding"), "");
     assert_eq!(answer.bytes().await.unwrap(), image.manifest);
     // Of a blob there is no telling whose compression it is: the client asks upstream itself.
-    upstream.fails(on("/blobs/", Fault::Gzip));
+    upstream.fails(Rule::on("/blobs/", Fault::Gzip));
     is_sent_on(&mirror, &format!("blobs/{}", Digest::sha256(&image.blobs[2])), "bytes", "gzip").await;
 }
 
@@ -135,7 +135,7 @@ async fn a_blob_whose_length_is_not_that_of_the_manifest_is_404_with_the_reason(
         let (upstream, mirror, image) = scene(seed, "prefetch: false").await;
         assert_eq!(ask(&mirror, "manifests/1").await.status(), StatusCode::OK);
         let what = format!("{fault:?}");
-        upstream.fails(on("/blobs/", fault));
+        upstream.fails(Rule::on("/blobs/", fault));
         is_sent_on(&mirror, &format!("blobs/{}", Digest::sha256(&image.blobs[2])), "2500000 bytes", &what)
             .await;
     }
@@ -155,7 +155,7 @@ async fn a_fault_in_the_middle_of_a_blob_is_not_seen_by_the_client() {
         let digest = upstream.push_blob(&blob);
         let mirror = mirror_of(&upstream, "").start();
         let what = format!("{fault:?}");
-        upstream.fails(on("/blobs/", fault.clone()).times(1));
+        upstream.fails(Rule::on("/blobs/", fault.clone()).times(1));
         let answer = ask(&mirror, &format!("blobs/{digest}")).await;
         assert_eq!(answer.status(), StatusCode::OK, "{what}");
         let read = answer.bytes().await;
@@ -174,7 +174,7 @@ async fn a_refusal_that_passes_is_not_seen_by_the_client() {
         let (upstream, mirror, image) = scene(seed, "prefetch: false").await;
         let what = format!("{fault:?}");
         assert_eq!(ask(&mirror, "manifests/1").await.status(), StatusCode::OK, "{what}");
-        upstream.fails(on("/blobs/", fault).times(1));
+        upstream.fails(Rule::on("/blobs/", fault).times(1));
         let answer = ask(&mirror, &format!("blobs/{}", Digest::sha256(&image.blobs[2]))).await;
         assert_eq!(answer.status(), StatusCode::OK, "{what}");
         assert!(answer.bytes().await.unwrap() == image.blobs[2], "{what}");

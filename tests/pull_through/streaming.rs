@@ -4,7 +4,7 @@ use futures::future::join_all;
 use reqwest::StatusCode;
 use shoal::oci::Digest;
 
-use crate::common::upstream::{Fault, Upstream, on};
+use crate::common::upstream::{Fault, Rule, Upstream};
 use crate::common::{Daemon, random_bytes};
 use crate::{ask, ask_range, header, is_cached, mirror_of, read_at_least};
 
@@ -26,7 +26,7 @@ fn downloads(upstream: &Upstream, digest: &Digest) -> usize {
 #[tokio::test]
 async fn the_first_byte_leaves_before_the_last_one_came() {
     let (upstream, mirror, digest, blob) = scene(100, 3_000_000).await;
-    upstream.fails(on("/blobs/", Fault::HoldAfter(1_000_000)));
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(1_000_000)));
     let mut answer = ask(&mirror, &format!("blobs/{digest}")).await;
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(answer.content_length(), Some(3_000_000));
@@ -41,7 +41,7 @@ async fn the_first_byte_leaves_before_the_last_one_came() {
 #[tokio::test]
 async fn any_number_of_clients_follow_one_download() {
     let (upstream, mirror, digest, blob) = scene(101, 5_000_000).await;
-    upstream.fails(on("/blobs/", Fault::HoldAfter(2_500_000)));
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(2_500_000)));
     let below = format!("blobs/{digest}");
     let mut answers = join_all((0..16).map(|_| ask(&mirror, &below))).await;
     let mut read = join_all(answers.iter_mut().map(|answer| read_at_least(answer, 2_500_000))).await;
@@ -56,7 +56,7 @@ async fn any_number_of_clients_follow_one_download() {
 #[tokio::test]
 async fn a_range_that_has_come_is_served_while_the_rest_is_on_its_way() {
     let (upstream, mirror, digest, blob) = scene(102, 5_000_000).await;
-    upstream.fails(on("/blobs/", Fault::HoldAfter(2_500_000)));
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(2_500_000)));
     let mut first = ask(&mirror, &format!("blobs/{digest}")).await;
     read_at_least(&mut first, 2_500_000).await;
     for (from, to) in [(100, 199), (MIB - 1, MIB), (2_400_000, 2_499_999)] {
@@ -78,7 +78,7 @@ async fn a_range_that_has_come_is_served_while_the_rest_is_on_its_way() {
 #[tokio::test]
 async fn a_range_far_ahead_does_not_wait_for_what_lies_before_it() {
     let (upstream, mirror, digest, blob) = scene(103, 20 * MIB).await;
-    upstream.fails(on("/blobs/", Fault::HoldAfter(MIB)).times(1));
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(MIB)).times(1));
     let mut first = ask(&mirror, &format!("blobs/{digest}")).await;
     read_at_least(&mut first, MIB).await;
     let part = ask_range(&mirror, &digest, "bytes=15000000-15000099").await;
@@ -89,7 +89,7 @@ async fn a_range_far_ahead_does_not_wait_for_what_lies_before_it() {
 #[tokio::test]
 async fn a_client_that_leaves_does_not_end_the_download() {
     let (upstream, mirror, digest, blob) = scene(104, 3_000_000).await;
-    upstream.fails(on("/blobs/", Fault::HoldAfter(1_000_000)));
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(1_000_000)));
     let mut answer = ask(&mirror, &format!("blobs/{digest}")).await;
     read_at_least(&mut answer, 1000).await;
     drop(answer);
@@ -104,7 +104,7 @@ async fn a_client_that_leaves_does_not_end_the_download() {
 async fn a_download_that_breaks_off_goes_on_where_it_was() {
     for (seed, fault) in [(105, Fault::EndAfter(1_000_000)), (106, Fault::ResetAfter(1_000_000))] {
         let (upstream, mirror, digest, blob) = scene(seed, 3_000_000).await;
-        upstream.fails(on("/blobs/", fault.clone()).times(2));
+        upstream.fails(Rule::on("/blobs/", fault.clone()).times(2));
         let answer = ask(&mirror, &format!("blobs/{digest}")).await;
         assert!(answer.bytes().await.unwrap() == blob, "{fault:?}");
         let ranges: Vec<_> =
@@ -120,8 +120,8 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
 #[tokio::test]
 async fn an_upstream_without_ranges_is_asked_anew_and_the_client_does_not_notice() {
     let (upstream, mirror, digest, blob) = scene(107, 3_000_000).await;
-    upstream.fails(on("/blobs/", Fault::EndAfter(1_000_000)).times(1));
-    upstream.fails(on("/blobs/", Fault::IgnoresRanges));
+    upstream.fails(Rule::on("/blobs/", Fault::EndAfter(1_000_000)).times(1));
+    upstream.fails(Rule::on("/blobs/", Fault::IgnoresRanges));
     let answer = ask(&mirror, &format!("blobs/{digest}")).await;
     assert!(answer.bytes().await.unwrap() == blob);
     assert_eq!(downloads(&upstream, &digest), 2);
@@ -131,7 +131,7 @@ async fn an_upstream_without_ranges_is_asked_anew_and_the_client_does_not_notice
 async fn a_download_goes_on_where_it_was_when_the_daemon_was_killed() {
     const SIZE: usize = 72 * MIB;
     let (upstream, mirror, digest, blob) = scene(108, SIZE).await;
-    upstream.fails(on("/blobs/", Fault::HoldAfter(70 * MIB)).times(1));
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(70 * MIB)).times(1));
     let mut answer = ask(&mirror, &format!("blobs/{digest}")).await;
     read_at_least(&mut answer, 69 * MIB).await;
     let mirror = mirror.kill_and_restart();
@@ -146,7 +146,7 @@ async fn a_download_goes_on_where_it_was_when_the_daemon_was_killed() {
 #[tokio::test]
 async fn wrong_bytes_get_no_clean_end_and_are_not_kept() {
     let (upstream, mirror, digest, blob) = scene(109, 3_000_000).await;
-    upstream.fails(on("/blobs/", Fault::WrongByteAt(1_500_000)));
+    upstream.fails(Rule::on("/blobs/", Fault::WrongByteAt(1_500_000)));
     let answer = ask(&mirror, &format!("blobs/{digest}")).await;
     assert_eq!(answer.content_length(), Some(3_000_000));
     assert!(answer.bytes().await.is_err(), "the client is given wrong bytes with a clean end");

@@ -4,7 +4,7 @@ use futures::future::join_all;
 use reqwest::StatusCode;
 use shoal::oci::Digest;
 
-use crate::common::upstream::{Fault, Rule, Upstream, on};
+use crate::common::upstream::{Fault, Rule, Upstream};
 use crate::common::{Daemon, Image};
 use crate::{REPO, ask, header, is_cached, mirror_of};
 
@@ -60,7 +60,7 @@ async fn a_tag_that_moved_is_seen_after_its_time_to_live() {
 async fn all_who_wait_for_a_tag_cost_one_request() {
     let (upstream, mirror, image) = scene(205, "tagttl: 0s").await;
     upstream.forget();
-    upstream.fails(on("/manifests/", Fault::HoldHeader));
+    upstream.fails(Rule::on("/manifests/", Fault::HoldHeader));
     let answers = join_all((0..16).map(|_| ask(&mirror, "manifests/1"))).await;
     for answer in answers {
         assert_eq!(answer.status(), StatusCode::OK);
@@ -73,11 +73,11 @@ async fn all_who_wait_for_a_tag_cost_one_request() {
 #[tokio::test]
 async fn a_tag_is_served_as_it_last_was_while_upstream_does_not_answer() {
     let failing: [(u64, Rule); 5] = [
-        (210, on("", Fault::Status(429, "retry-after: 3600"))),
-        (211, on("", Fault::Status(503, ""))),
-        (212, on("", Fault::Status(401, ""))),
-        (213, on("", Fault::HoldHeader)),
-        (214, on("", Fault::Reset)),
+        (210, Rule::on("", Fault::Status(429, "retry-after: 3600"))),
+        (211, Rule::on("", Fault::Status(503, ""))),
+        (212, Rule::on("", Fault::Status(401, ""))),
+        (213, Rule::on("", Fault::HoldHeader)),
+        (214, Rule::on("", Fault::Reset)),
     ];
     for (seed, rule) in failing {
         let (upstream, mirror, image) = scene(seed, "tagttl: 0s").await;

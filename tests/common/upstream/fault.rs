@@ -46,12 +46,12 @@ pub struct Rule {
     fault: Fault,
 }
 
-/// A fault for all requests whose path has `below` in it, such as `/blobs/`.
-pub fn on(below: &str, fault: Fault) -> Rule {
-    Rule { method: None, below: below.to_owned(), skip: 0, times: usize::MAX, fault }
-}
-
 impl Rule {
+    /// A fault for all requests whose path has `below` in it, such as `/blobs/`.
+    pub fn on(below: &str, fault: Fault) -> Self {
+        Self { method: None, below: below.to_owned(), skip: 0, times: usize::MAX, fault }
+    }
+
     /// For one method only.
     pub fn method(mut self, method: &'static str) -> Self {
         self.method = Some(method);

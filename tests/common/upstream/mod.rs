@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{IMAGE_MANIFEST, Image, PATIENCE};
-pub use fault::{Fault, Rule, on};
+pub use fault::{Fault, Rule};
 use wire::Answer;
 pub use wire::Seen;
 
