@@ -119,7 +119,7 @@ async fn an_upstream_that_speaks_oddly_is_understood() {
 
 #[tokio::test]
 async fn a_manifest_that_was_compressed_unasked_is_handed_on_as_it_was_pushed() {
-    let (upstream, mirror, image) = scene(370, "").await;
+    let (upstream, mirror, image) = scene(370, "prefetch: false").await;
     upstream.fails(Rule::on("/manifests/", Fault::Gzip));
     let answer = ask(&mirror, "manifests/1").await;
     assert_eq!(header(&answer, "content-encoding"), "");
