@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn what_a_hundred_peers_hold_takes_little_memory() {
-        assert_eq!(std::mem::size_of::<Entry>(), 8);
+        assert_eq!(size_of::<Entry>(), 8);
         let mut theirs = Theirs::default();
         let ours = Ours::new(1);
         (0..10_000_u32)
