@@ -11,6 +11,7 @@ use hyper::{Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::Mesh;
+use super::fanout::referred;
 use crate::ipfs::{IpfsError, Peer, PeerBody};
 use crate::mirror::MirrorError;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
@@ -74,7 +75,7 @@ pub(in crate::mirror) enum Answer {
         /// The peers that they come by, the nearest first.
         path: Vec<Peer>,
     },
-    /// Others have it.
+    /// Others have it, to be asked in this order.
     Refer(Vec<Peer>),
     No,
 }
@@ -98,7 +99,8 @@ pub(in crate::mirror) enum ManifestAnswer {
 }
 
 impl Mesh {
-    /// Asks a peer for a blob from `from` on. An error, and a body that stalls, leave it alone for a while.
+    /// Asks a peer for a blob from `from` on, up to `to` if that is given. An error, and a body that stalls, leave it
+    /// alone for a while.
     pub(in crate::mirror) async fn blob(
         &self,
         peer: &Peer,
@@ -106,33 +108,36 @@ impl Mesh {
         repo: &RepoName,
         digest: &Digest,
         from: u64,
+        to: Option<u64>,
     ) -> Result<Answer, MirrorError> {
+        if !self.may_be_asked(peer) {
+            // A peer may refer to anybody.
+            return Ok(Answer::No);
+        }
         let mut request = self.request(hop, format!("/v2/{repo}/blobs/{digest}"))?;
-        if let (1.., Ok(range)) = (from, HeaderValue::try_from(format!("bytes={from}-"))) {
+        let last = to.map(|to| to.saturating_sub(1).to_string()).unwrap_or_default();
+        if (from > 0 || to.is_some())
+            && let Ok(range) = HeaderValue::try_from(format!("bytes={from}-{last}"))
+        {
             request.headers_mut().insert(RANGE, range);
         }
         let response = self.send(peer, hop, request).await?;
         let headers = response.headers();
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => (),
-            StatusCode::SERVICE_UNAVAILABLE => return Ok(Answer::Refer(peers(headers, &REFER))),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                return Ok(Answer::Refer(referred(peers(headers, &REFER), self.us())));
+            }
             _ => return Ok(Answer::No),
         }
-        let length = text(headers, &CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-        let begins = match text(headers, &CONTENT_RANGE) {
-            Some(range) => {
-                range.strip_prefix("bytes ").and_then(|range| range.split_once('-')?.0.parse().ok())
-            }
-            None => Some(0),
-        };
-        let (Some(length), Some(at)) = (length, begins.filter(|at: &u64| *at <= from)) else {
+        let Some((at, size_bytes)) = extent(headers).filter(|(at, _)| *at <= from) else {
             self.leave_alone(peer);
             return Ok(Answer::No);
         };
         let mut path = vec![peer.clone()];
         path.extend(peers(headers, &PATH));
         let bytes = self.body(peer, response.into_body());
-        Ok(Answer::Bytes { size_bytes: at + length, at, bytes, path })
+        Ok(Answer::Bytes { size_bytes, at, bytes, path })
     }
 
     /// Asks a peer for a manifest.
@@ -248,6 +253,15 @@ impl Drop for Asked {
     }
 }
 
+/// Where an answer begins, and how large the whole is.
+fn extent(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let Some(range) = text(headers, &CONTENT_RANGE) else {
+        return Some((0, text(headers, &CONTENT_LENGTH)?.parse().ok()?));
+    };
+    let (range, size_bytes) = range.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, size_bytes.parse().ok()?))
+}
+
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
@@ -255,4 +269,25 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 fn peers(headers: &HeaderMap, name: &HeaderName) -> Vec<Peer> {
     let names = text(headers, name).unwrap_or_default().split(',').map(str::trim);
     names.filter(|name| !name.is_empty() && name.len() <= 128).take(PEERS_MAX).map(Peer::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent_of(name: HeaderName, value: &'static str) -> Option<(u64, u64)> {
+        extent(&[(name, HeaderValue::from_static(value))].into_iter().collect())
+    }
+
+    #[test]
+    fn an_answer_says_where_it_begins_and_how_large_the_whole_is() {
+        assert_eq!(extent_of(CONTENT_LENGTH, "7"), Some((0, 7)));
+        assert_eq!(extent_of(CONTENT_RANGE, "bytes 3-5/7"), Some((3, 7)));
+        for malformed in
+            ["bytes 3-5/*", "bytes */7", "3-5/7", "bytes -1-5/7", "bytes 3-5/99999999999999999999"]
+        {
+            assert_eq!(extent_of(CONTENT_RANGE, malformed), None, "{malformed}");
+        }
+        assert_eq!(extent(&HeaderMap::new()), None);
+    }
 }

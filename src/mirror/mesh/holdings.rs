@@ -273,7 +273,8 @@ mod tests {
     fn who_is_far_behind_or_of_another_run_is_told_everything() {
         let ours = Ours::new(7);
         for n in 0..CHANGES_MAX + 10 {
-            ours.set(key((n % 250) as u8), (n % 3 != 0).then_some(Held::Whole));
+            // Each changes something: all are set, then all unset, and so on.
+            ours.set(key((n % 250) as u8), (n / 250 % 2 == 0).then_some(Held::Whole));
         }
         for (epoch, since) in [(7, 0), (6, 5), (7, u64::MAX - 1)] {
             assert_eq!(ours.message(epoch, since)[1], ALL);

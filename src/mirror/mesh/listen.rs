@@ -44,7 +44,8 @@ pub(super) async fn run(mesh: Mesh, tasks: Tasks, stop: CancellationToken) {
                 continue;
             }
             tracing::info!(%peer, "peer came to the mesh");
-            mesh.peers().insert(peer.clone(), Known::default());
+            let left_alone_until = mesh.0.banned.get(peer);
+            mesh.peers().insert(peer.clone(), Known { left_alone_until, ..Known::default() });
             let (mesh, of) = (mesh.clone(), peer.clone());
             listening.insert(peer.clone(), tasks.spawn_short("listen", |stop| listen(mesh, of, stop)));
         }

@@ -5,22 +5,29 @@
 //! referred to, so that followers form a tree.
 
 mod ask;
+mod fanout;
 mod holdings;
+mod latency;
 mod listen;
+mod pieces;
 mod rendezvous;
+mod together;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use moka::sync::Cache;
 
 use crate::ipfs::{Ipfs, Peer};
 use crate::tasks::Tasks;
 pub(super) use ask::{Answer, ManifestAnswer, PeerManifest};
 pub use ask::{HOP, Hop, PATH, REFER};
+pub(super) use fanout::Followers;
 pub(super) use holdings::{Held, Key};
 use holdings::{Ours, Theirs};
+use latency::Latencies;
 pub use listen::HOLDINGS_PATH;
 use rendezvous::{succession, weight};
 
@@ -34,6 +41,8 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(40);
 const TELL_WAIT: Duration = Duration::from_secs(15);
 /// Peers that are reckoned with.
 const PEERS_MAX: usize = 1024;
+/// Bans that are remembered.
+const BANNED_MAX: u64 = 1024;
 /// Peers that hold a thing which are tried, and those of the succession, before we go upstream ourselves.
 const HOLDERS_MAX: usize = 4;
 const FETCHERS_MAX: usize = 3;
@@ -47,6 +56,8 @@ struct Shared {
     us: Peer,
     ours: Ours,
     peers: Mutex<HashMap<Peer, Known>>,
+    /// Until when those are left alone that sent wrong bytes: it holds though they leave and come again.
+    banned: Cache<Peer, Instant>,
 }
 
 /// What is known of a peer.
@@ -55,6 +66,8 @@ struct Known {
     theirs: Theirs,
     answered_at: Option<Instant>,
     left_alone_until: Option<Instant>,
+    /// How long it took to begin to answer.
+    latencies: Latencies,
     /// Requests to it that are under way.
     asked: usize,
 }
@@ -78,7 +91,8 @@ impl Mesh {
     pub(super) fn start(tasks: &Tasks, ipfs: Arc<dyn Ipfs>, us: Peer) -> Self {
         // Not known before: a peer must not take what we hold for what we held in a run before.
         let epoch = uuid::Uuid::new_v4().as_u64_pair().0;
-        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default() };
+        let banned = Cache::builder().max_capacity(BANNED_MAX).time_to_live(BAN).build();
+        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default(), banned };
         let mesh = Self(Arc::new(shared));
         let listener = mesh.clone();
         let of_peers = tasks.clone();
@@ -172,6 +186,12 @@ impl Mesh {
         weight(&self.0.us, key) > weight(peer, key)
     }
 
+    /// Whether a peer is one of us that can be asked.
+    fn may_be_asked(&self, peer: &Peer) -> bool {
+        let now = Instant::now();
+        self.peers().get(peer).is_some_and(|known| known.is_healthy(now))
+    }
+
     pub(super) fn us(&self) -> &Peer {
         &self.0.us
     }
@@ -184,6 +204,7 @@ impl Mesh {
     /// A peer sent what is not what was asked for.
     pub(super) fn ban(&self, peer: &Peer) {
         tracing::warn!(%peer, "peer sent wrong bytes: it is not asked again for an hour");
+        self.0.banned.insert(peer.clone(), Instant::now() + BAN);
         self.rest(peer, BAN);
     }
 

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::super::mesh::{Held, Key, Mesh};
+use super::super::mesh::{Followers, Held, Key, Mesh};
 use super::super::writing::{Received, Writing};
 use super::super::{Inner, MirrorError, Origin, chain};
 use super::supply::{Opened, Supply};
@@ -38,8 +38,6 @@ const BARREN_TRIES_MAX: u32 = 4;
 const FIRST_TRIES_MAX: u32 = 2;
 /// The pause before the second try; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Peers that follow one fill; a further one is referred to them.
-const FOLLOWERS_MAX: usize = 4;
 /// What came from peers is not given to clients before its digest matched, up to this size and for so long.
 const HELD_BACK_BYTES_MAX: u64 = 64 << 20;
 const HELD_BACK_FOR: Duration = Duration::from_secs(5);
@@ -71,7 +69,7 @@ pub(super) struct Fill {
     begun_at: Instant,
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
-    followers: Mutex<Vec<Peer>>,
+    followers: Mutex<Followers>,
 }
 
 /// How far a fill is.
@@ -223,11 +221,7 @@ impl Fill {
 
     /// Takes a peer in as a follower, for as long as what is returned lives. `Err`: there are enough, these.
     pub(super) fn admit(self: &Arc<Self>, peer: &Peer) -> Result<Follower, Vec<Peer>> {
-        let mut followers = lock(&self.followers);
-        if followers.len() >= FOLLOWERS_MAX && !followers.contains(peer) {
-            return Err(followers.clone());
-        }
-        followers.push(peer.clone());
+        lock(&self.followers).admit(peer)?;
         Ok(Follower { fill: self.clone(), peer: peer.clone() })
     }
 
@@ -512,10 +506,7 @@ pub(super) struct Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let mut followers = lock(&self.fill.followers);
-        if let Some(at) = followers.iter().position(|peer| *peer == self.peer) {
-            followers.swap_remove(at);
-        }
+        lock(&self.fill.followers).leave(&self.peer);
     }
 }
 

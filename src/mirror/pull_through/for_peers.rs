@@ -43,7 +43,7 @@ enum Content {
 
 /// What a peer is told that asks for a manifest.
 pub enum ManifestForPeer {
-    Found(Served),
+    Found(Box<Served>),
     /// Upstream says that there is none.
     Absent,
     /// It cannot be said.
@@ -126,7 +126,7 @@ impl PullThrough {
             Hop::Held => Scope::Local,
         };
         Ok(match self.manifest(&place, reference, scope).await? {
-            Some(served) => ManifestForPeer::Found(served),
+            Some(served) => ManifestForPeer::Found(Box::new(served)),
             None if hop == Hop::Fetch => ManifestForPeer::Absent,
             None => ManifestForPeer::No,
         })

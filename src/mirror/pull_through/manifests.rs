@@ -184,15 +184,21 @@ impl PullThrough {
             Reference::Tag(_) => mesh.fetchers_of(key),
         };
         let (mut failure, mut stale) = (None, None);
+        // One that lacks credentials may be told that there is nothing: then we go and see, and ask no more peers to.
+        let mut may_be_absent = false;
         for candidate in candidates {
             let outcome = match candidate {
+                Candidate::Peer(_, Hop::Fetch) if may_be_absent => continue,
                 Candidate::Upstream => self.confirm_upstream(place, reference).await,
                 Candidate::Peer(peer, hop) => match self.ask_peer(mesh, &peer, hop, place, reference).await {
-                    Ok(Some(ManifestAnswer::Absent)) if hop == Hop::Fetch => return Ok(None),
                     Ok(Some(ManifestAnswer::Found(found))) => {
                         self.keep_of_peer(place, reference, peer, found).await.map(Some)
                     }
-                    Ok(Some(ManifestAnswer::Absent | ManifestAnswer::No) | None) => continue,
+                    Ok(Some(ManifestAnswer::Absent)) => {
+                        may_be_absent = true;
+                        continue;
+                    }
+                    Ok(Some(ManifestAnswer::No) | None) => continue,
                     Err(error) => Err(error),
                 },
             };

@@ -14,6 +14,8 @@ use crate::upstream::Upstream;
 
 /// Whoever is asked for one blob before it is given up.
 const CANDIDATES_MAX: usize = 24;
+/// From as many bytes on it is worth it to ask several peers at once.
+const TOGETHER_BYTES_MIN: u64 = 4 << 20;
 /// Fills that had other bytes than the digest says, after which only upstream is asked.
 const FORGERIES_MAX: usize = 2;
 
@@ -32,6 +34,8 @@ pub(super) struct Supply {
     /// The peers whose bytes are in the fill.
     served_by: HashSet<Peer>,
     forgeries: usize,
+    /// Several peers were asked at once: if they break off, one after the other is.
+    tried_together: bool,
 }
 
 /// Bytes on their way.
@@ -54,12 +58,24 @@ impl Supply {
         upstream: Upstream,
         mesh: Option<Mesh>,
     ) -> Self {
-        let (served_by, size_bytes, forgeries) = (HashSet::new(), None, 0);
-        Self { digest, repository, joined, size_bytes, upstream, mesh, served_by, forgeries }
+        Self {
+            digest,
+            repository,
+            joined,
+            size_bytes: None,
+            upstream,
+            mesh,
+            served_by: HashSet::new(),
+            forgeries: 0,
+            tried_together: false,
+        }
     }
 
     /// Opens the blob at `at`, or before it where a source knows no ranges. `None`: upstream says that there is none.
     pub(super) async fn open(&mut self, at: u64) -> Result<Option<Opened>, MirrorError> {
+        if let Some(opened) = self.open_together(at).await {
+            return Ok(Some(opened));
+        }
         let mut queue: VecDeque<Candidate> = match &self.mesh {
             Some(mesh) => mesh.candidates(Key::of_digest(&self.digest)).into(),
             None => [Candidate::Upstream].into(),
@@ -96,9 +112,34 @@ impl Supply {
         failure.map_or(Ok(None), Err)
     }
 
+    /// Opens the blob at several peers that hold it, each of which brings pieces. Once in a fill, and not after a forgery:
+    /// who sends wrong bytes shows when each is asked alone.
+    async fn open_together(&mut self, at: u64) -> Option<Opened> {
+        let (mesh, size_bytes) = (self.mesh.as_ref()?, self.size_bytes?);
+        if self.tried_together || self.forgeries > 0 || size_bytes.saturating_sub(at) < TOGETHER_BYTES_MIN {
+            return None;
+        }
+        let peers = mesh.holders(Key::of_digest(&self.digest));
+        let nearest = peers.first().filter(|_| peers.len() > 1)?.clone();
+        self.tried_together = true;
+        match mesh.blob_together(&peers, &self.joined, &self.digest, at..size_bytes).await {
+            Ok(bytes) => {
+                self.served_by.extend(peers.iter().cloned());
+                let (from, path) = (Origin::Peer(nearest), peers);
+                Some(Opened { size_bytes: Some(size_bytes), at, from, path, bytes })
+            }
+            Err(error) => {
+                tracing::debug!(digest = %self.digest, error = %chain(&error), "peers do not give the blob together");
+                None
+            }
+        }
+    }
+
     async fn ask(&self, peer: &Peer, hop: Hop, at: u64) -> Result<Answer, MirrorError> {
         match &self.mesh {
-            Some(mesh) if peer != mesh.us() => mesh.blob(peer, hop, &self.joined, &self.digest, at).await,
+            Some(mesh) if peer != mesh.us() => {
+                mesh.blob(peer, hop, &self.joined, &self.digest, at, None).await
+            }
             _ => Ok(Answer::No),
         }
     }
