@@ -21,7 +21,7 @@ use serde_json::Value;
 pub use auth::{AuthConfig, AuthMethod, TokenConfig};
 pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
 pub use log::{LogConfig, LogLevel};
-pub use mirror::{Credentials, PullThrough, RegistryConfig, Secret};
+pub use mirror::{Credentials, HttpProxy, PullThrough, RegistryConfig, Secret};
 pub use p2p::P2pConfig;
 
 /// Every key with its default, and what each means.
@@ -226,7 +226,6 @@ const OF_DISTRIBUTION: &[&str] = &[
     "middleware.registry",
     "middleware.storage",
     "proxy.exec",
-    "proxy.ttl",
     "catalog",
     "health",
     "notifications",
@@ -275,5 +274,7 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+#[cfg(test)]
+mod mirror_tests;
 #[cfg(test)]
 mod tests;

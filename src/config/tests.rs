@@ -5,14 +5,14 @@ use tempfile::NamedTempFile;
 
 use super::*;
 
-fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<Warning>), ConfigError> {
+pub(super) fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<Warning>), ConfigError> {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(yaml.as_bytes()).unwrap();
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Config::load(Some(file.path()), environment)
 }
 
-fn error(yaml: &str) -> String {
+pub(super) fn error(yaml: &str) -> String {
     let line = load(yaml, &[]).unwrap_err().to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
     line

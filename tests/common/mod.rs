@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub mod files;
+pub mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +28,8 @@ pub struct Setup {
     http: Vec<String>,
     log: Vec<String>,
     auth: String,
+    mirror: String,
+    peers: Vec<String>,
 }
 
 /// A running daemon.
@@ -99,12 +102,25 @@ impl Setup {
         self
     }
 
+    /// The section `mirror` of its config, as YAML.
+    pub fn mirror(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.mirror);
+        self
+    }
+
+    /// Trusts whoever is at these addresses with what it pulls through.
+    pub fn peers<'a>(mut self, addresses: impl IntoIterator<Item = &'a str>) -> Self {
+        self.peers.extend(addresses.into_iter().map(str::to_owned));
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
         let config = format!(
             "version: 0.1\nlog: {{{}}}\nauth: {}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
-             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n",
+             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], peers: [{}], mdns: false}}\n\
+             mirror: {}\n",
             section(&["level: debug"], &self.log),
             self.auth,
             section(&["addr: 127.0.0.1:0", "debug: {addr: \"\"}"], &self.http),
@@ -112,6 +128,8 @@ impl Setup {
             if self.read_only_daemon { "" } else { "self" },
             self.readonly.join(", "),
             self.bootstrap.join(", "),
+            self.peers.join(", "),
+            if self.mirror.is_empty() { "{}" } else { &self.mirror },
         );
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
         Daemon::launch(folder, self.environment)

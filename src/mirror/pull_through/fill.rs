@@ -32,8 +32,10 @@ use crate::tasks::Tasks;
 const FILLS_MAX: usize = 256;
 /// After so many bytes a fill is noted down.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
-/// Tries that bring nothing, one after the other, before a fill is given up.
+/// Tries that bring nothing, one after the other, before a fill is given up …
 const BARREN_TRIES_MAX: u32 = 4;
+/// … and before one is that has brought nothing yet: who waits for it still has another way.
+const FIRST_TRIES_MAX: u32 = 2;
 /// The pause before the second try; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
 /// What came from peers is not given to clients before its digest matched, up to this size and for so long.
@@ -394,7 +396,8 @@ impl Fill {
                 Err(error) => error,
             };
             barren_tries = if writing.received_bytes > before { 0 } else { barren_tries + 1 };
-            if barren_tries >= BARREN_TRIES_MAX || !error.is_transient() {
+            let tries_max = if writing.received_bytes == 0 { FIRST_TRIES_MAX } else { BARREN_TRIES_MAX };
+            if barren_tries >= tries_max || !error.is_transient() {
                 return Err(error);
             }
             if matches!(error, MirrorError::Peer(_)) && barren_tries == 0 {
@@ -402,7 +405,7 @@ impl Fill {
                 continue;
             }
             tracing::info!(digest = %self.digest, received_bytes = writing.received_bytes, error = %chain(&error), "fill broke off; it goes on from there");
-            let pause = PAUSE * 2_u32.saturating_pow(barren_tries);
+            let pause = PAUSE * 2_u32.saturating_pow(barren_tries.saturating_sub(1));
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Err(MirrorError::Closed);
             }
