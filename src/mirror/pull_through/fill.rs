@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::super::mesh::{Followers, Held, Key, Mesh};
 use super::super::writing::{Received, Writing};
 use super::super::{Inner, MirrorError, Origin, chain};
+pub(super) use super::state::{Stage, State};
 use super::supply::{Opened, Supply};
 use crate::dag::Keep;
 use crate::ipfs::Peer;
@@ -72,32 +73,6 @@ pub(super) struct Fill {
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
     followers: Mutex<Followers>,
-}
-
-/// How far a fill is.
-#[derive(Clone, Debug)]
-pub(super) struct State {
-    pub(super) size_bytes: Option<u64>,
-    pub(super) received_bytes: u64,
-    /// Where the bytes come from now.
-    pub(super) from: Option<Origin>,
-    /// The peers that they come by, the nearest first.
-    pub(super) path: Arc<[Peer]>,
-    /// Some came from a peer.
-    by_peer: bool,
-    /// How often what had come was thrown away.
-    pub(super) generation: u32,
-    pub(super) stage: Stage,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Stage {
-    Running,
-    /// The digest matched: readers may end.
-    Verified,
-    /// Nobody has it.
-    Absent,
-    Failed(Arc<MirrorError>),
 }
 
 /// What of a fill can be read, and where it is.
@@ -487,17 +462,6 @@ impl Fill {
             }
         }
         self.state.send_modify(|state| state.received_bytes = writing.received_bytes);
-    }
-}
-
-impl State {
-    /// What readers may have: not the last byte before the digest matched.
-    pub(super) fn readable_bytes(&self) -> u64 {
-        match (&self.stage, self.size_bytes) {
-            (Stage::Verified, _) => self.received_bytes,
-            (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
-            (_, None) => 0,
-        }
     }
 }
 

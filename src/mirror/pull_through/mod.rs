@@ -15,6 +15,7 @@ mod manifests;
 mod names;
 mod prefetch;
 mod reader;
+mod state;
 mod supply;
 
 use std::sync::Arc;

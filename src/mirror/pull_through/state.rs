@@ -1,0 +1,43 @@
+//! How far a fill is, as its readers see it.
+
+use std::sync::Arc;
+
+use super::super::{MirrorError, Origin};
+use crate::ipfs::Peer;
+
+/// How far a fill is.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    pub(super) size_bytes: Option<u64>,
+    pub(super) received_bytes: u64,
+    /// Where the bytes come from now.
+    pub(super) from: Option<Origin>,
+    /// The peers that they come by, the nearest first.
+    pub(super) path: Arc<[Peer]>,
+    /// Some came from a peer.
+    pub(super) by_peer: bool,
+    /// How often what had come was thrown away.
+    pub(super) generation: u32,
+    pub(super) stage: Stage,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Stage {
+    Running,
+    /// The digest matched: readers may end.
+    Verified,
+    /// Nobody has it.
+    Absent,
+    Failed(Arc<MirrorError>),
+}
+
+impl State {
+    /// What readers may have: not the last byte before the digest matched.
+    pub(super) fn readable_bytes(&self) -> u64 {
+        match (&self.stage, self.size_bytes) {
+            (Stage::Verified, _) => self.received_bytes,
+            (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
+            (_, None) => 0,
+        }
+    }
+}
