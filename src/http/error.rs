@@ -129,6 +129,7 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         | MirrorError::Short { .. }
         | MirrorError::Unfinishable { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         MirrorError::Fill(error) => classify(error),
+        MirrorError::Awaited { source, .. } => classify(source),
         MirrorError::FillBroken { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         MirrorError::NotMirrored(_) | MirrorError::NoImage(_) | MirrorError::Name(_) => {
             (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)

@@ -75,6 +75,13 @@ pub enum MirrorError {
     /// The registry did not deliver.
     #[error(transparent)]
     Upstream(Box<UpstreamError>),
+    /// The registry did not deliver, and peers are just asking it themselves, perhaps with better credentials.
+    #[error("blob {digest} was not given to us; peers are asking for it")]
+    Awaited {
+        digest: Digest,
+        #[source]
+        source: Box<MirrorError>,
+    },
     /// A peer of the mesh did not deliver.
     #[error(transparent)]
     Peer(IpfsError),
@@ -125,6 +132,7 @@ impl MirrorError {
             Self::Fill(error) => matches!(**error, Self::Forged { .. }) || error.is_of_upstream(),
             Self::Upstream(_)
             | Self::Peer(_)
+            | Self::Awaited { .. }
             | Self::Late { .. }
             | Self::TooManyFills(_)
             | Self::WrongSize { .. }

@@ -75,7 +75,7 @@ pub(in crate::mirror) enum Answer {
         /// The peers that they come by, the nearest first.
         path: Vec<Peer>,
     },
-    /// Others have it, to be asked in this order.
+    /// Others have it, to be asked in this order. Nobody: the peer is still looking for it.
     Refer(Vec<Peer>),
     No,
 }

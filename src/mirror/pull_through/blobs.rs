@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -15,6 +15,10 @@ use super::supply::Supply;
 use super::{HEADER_TIMEOUT, Place, PullThrough, late};
 use crate::mirror::mesh::Key;
 use crate::oci::Digest;
+
+/// How often a blob is looked for while others are about to get it, and the pause before each further try.
+const TRIES_MAX: u32 = 8;
+const AWAITED_FOR: Duration = Duration::from_millis(250);
 
 /// A blob of another registry.
 pub(in crate::mirror) struct Found {
@@ -66,16 +70,24 @@ impl PullThrough {
         }
     }
 
-    /// The fill of a blob and its size, when that is known. One that was begun for a peer has asked upstream alone, and
-    /// may fail for want of credentials that others have: then it is begun anew.
+    /// The fill of a blob and its size, when that is known. What failed for want of credentials that others have is begun
+    /// anew: a fill that was for a peer, and so has asked upstream alone, and one whose blob others were about to get.
     pub(super) async fn begin(&self, supply: &Supply) -> Result<(Arc<Fill>, Option<u64>), MirrorError> {
-        let mut fill = self.0.fills.follow(supply.clone())?;
-        let mut size_bytes = fill.size_bytes().await;
-        if fill.is_of_upstream_alone && supply.mesh.is_some() && !matches!(size_bytes, Ok(Some(_))) {
-            fill = self.0.fills.follow(supply.clone())?;
-            size_bytes = fill.size_bytes().await;
+        let mut tries = 1;
+        loop {
+            let fill = self.0.fills.follow(supply.clone())?;
+            let size_bytes = fill.size_bytes().await;
+            let was_for_a_peer = fill.is_of_upstream_alone && !matches!(size_bytes, Ok(Some(_)));
+            let is_awaited =
+                matches!(&size_bytes, Err(error) if matches!(**error, MirrorError::Awaited { .. }));
+            if supply.mesh.is_none() || tries >= TRIES_MAX || !(was_for_a_peer || is_awaited) {
+                return Ok((fill, size_bytes.map_err(MirrorError::Fill)?));
+            }
+            if is_awaited {
+                tokio::time::sleep(AWAITED_FOR).await;
+            }
+            tries += 1;
         }
-        Ok((fill, size_bytes.map_err(MirrorError::Fill)?))
     }
 
     /// The size of a blob, for who asks for no more.

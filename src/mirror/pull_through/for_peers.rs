@@ -21,7 +21,7 @@ use crate::oci::{Digest, Reference, RepoName, Repository};
 /// What a peer is told that asks for a blob.
 pub enum BlobForPeer {
     Found(Box<SharedBlob>),
-    /// Enough follow its fill already: these.
+    /// Enough follow its fill already: these. Nobody: it is still looking for it.
     Refer(Vec<Peer>),
     /// It is not here, and not to be fetched for this peer.
     No,
@@ -88,6 +88,7 @@ impl PullThrough {
         supply.mesh = None;
         let fill = match self.0.fills.running(digest) {
             Some(fill) if self.may_follow(&fill, peer) => fill,
+            Some(fill) if fill.state().from.is_none() => return Ok(BlobForPeer::Refer(Vec::new())),
             Some(_) => return Ok(BlobForPeer::No),
             None if hop == Hop::Fetch => self.0.fills.follow(supply.clone())?,
             None => return Ok(BlobForPeer::No),

@@ -80,7 +80,7 @@ impl Supply {
             Some(mesh) => mesh.candidates(Key::of_digest(&self.digest)).into(),
             None => [Candidate::Upstream].into(),
         };
-        let (mut asked, mut failure) = (Vec::new(), None);
+        let (mut asked, mut failure, mut others_ask) = (Vec::new(), None, false);
         while let Some(candidate) = queue.pop_front() {
             if asked.contains(&candidate) || asked.len() >= CANDIDATES_MAX {
                 continue;
@@ -99,6 +99,7 @@ impl Supply {
                         return Ok(Some(Opened { size_bytes: Some(size_bytes), at, from, path, bytes }));
                     }
                     Ok(Answer::Refer(peers)) => {
+                        others_ask |= peers.is_empty();
                         let held = peers.into_iter().map(|peer| Candidate::Peer(peer, Hop::Held));
                         held.rev().for_each(|candidate| queue.push_front(candidate));
                     }
@@ -109,7 +110,12 @@ impl Supply {
                 },
             }
         }
-        failure.map_or(Ok(None), Err)
+        match failure {
+            Some(source) if others_ask => {
+                Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
+            }
+            failure => failure.map_or(Ok(None), Err),
+        }
     }
 
     /// Opens the blob at several peers that hold it, each of which brings pieces. Once in a fill, and not after a forgery:
