@@ -173,6 +173,12 @@ impl Daemon {
         Self::launch(self.kill(), environment)
     }
 
+    /// The same, with one more environment variable.
+    pub fn kill_and_restart_with(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self.kill_and_restart()
+    }
+
     /// Kills it with SIGKILL; the folder stays as long as what is returned.
     pub fn kill(mut self) -> TempDir {
         self.child.kill().unwrap();

@@ -1,0 +1,176 @@
+//! What daemons that trust each other do together: each byte comes from upstream once, whoever asks, and whoever dies.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::upstream::{Access, Fault, Rule, Upstream};
+use common::{Daemon, Image, PATIENCE, daemon};
+use futures::future::join_all;
+use reqwest::StatusCode;
+use shoal::oci::Digest;
+
+const REPO: &str = "library/app";
+const PREFIXED: &str = "registry.example/library/app";
+
+/// Waits until it is so.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Mirrors of `upstream` that trust each other; `more` gives each further keys, such as `share: no`.
+async fn cluster(upstream: &Upstream, more: &[&str]) -> Vec<Daemon> {
+    let start = |more: &&str| {
+        let url = upstream.url();
+        daemon()
+            .mirror(&format!(
+                "{{registries: {{registry.example: {{upstream: \"{url}\", {more}}}, another.example: {{}}}}}}"
+            ))
+            .start()
+    };
+    // Trust is by the peer id, which is made at the first start; addresses change with the second.
+    let known: Vec<Daemon> = more.iter().map(start).collect();
+    let nowhere =
+        |daemon: &Daemon| format!("/ip4/127.0.0.1/tcp/9/p2p/{}", daemon.address.rsplit_once('/').unwrap().1);
+    let mut addresses: Vec<String> = known.iter().map(nowhere).collect();
+    let mut daemons = Vec::<Daemon>::new();
+    for (n, daemon) in known.into_iter().enumerate() {
+        let others = addresses.iter().enumerate().filter(|(m, _)| *m != n);
+        let others: Vec<&str> = others.map(|(_, address)| address.as_str()).collect();
+        let daemon = daemon.kill_and_restart_with("REGISTRY_P2P_PEERS", &format!("[{}]", others.join(", ")));
+        addresses[n].clone_from(&daemon.address);
+        daemons.push(daemon);
+    }
+    for daemon in &daemons {
+        let heard = || daemon.log().matches("peer said what it holds").count();
+        until("all hear each other", || heard() >= daemons.len() - 1).await;
+    }
+    daemons
+}
+
+async fn all_pull(daemons: &[Daemon], tag: &str, image: &Image) {
+    for (pulled, daemon) in
+        join_all(daemons.iter().map(|daemon| daemon.pull(PREFIXED, tag))).await.iter().zip(daemons)
+    {
+        assert_eq!(pulled.as_ref(), Ok(image), "{}", daemon.log());
+    }
+}
+
+/// How often each blob of an image was fetched from upstream.
+fn fetched(upstream: &Upstream, image: &Image) -> Vec<usize> {
+    let blobs = image.blobs.iter();
+    blobs.map(|blob| upstream.count("GET", &format!("/blobs/{}", Digest::sha256(blob)))).collect()
+}
+
+#[tokio::test]
+async fn eight_that_pull_an_image_at_once_fetch_it_once() {
+    let image = Image::new(600, &[12 << 20, 3000]);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let daemons = cluster(&upstream, &[""; 8]).await;
+    all_pull(&daemons, "1", &image).await;
+    assert_eq!(fetched(&upstream, &image), [1, 1, 1]);
+    assert_eq!((upstream.count("HEAD", "/manifests/"), upstream.count("GET", "/manifests/")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_tag_is_confirmed_once_for_all_within_its_time_to_live() {
+    let image = Image::new(610, &[1000]);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let daemons = cluster(&upstream, &["tagttl: 1h"; 4]).await;
+    for _ in 0..2 {
+        for daemon in &daemons {
+            assert_eq!(daemon.pull(PREFIXED, "1").await.unwrap(), image);
+        }
+    }
+    assert_eq!(upstream.count("HEAD", "/manifests/"), 1);
+}
+
+#[tokio::test]
+async fn another_takes_over_from_the_byte_that_the_dead_fetcher_reached() {
+    let image = Image::new(620, &[20 << 20]);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let layer = format!("/blobs/{}", Digest::sha256(&image.blobs[1]));
+    upstream.fails(Rule::on(&layer, Fault::HoldAfter(6 << 20)).times(1));
+    let daemons = cluster(&upstream, &["prefetch: false"; 4]).await;
+    let fetches = |daemon: &Daemon| {
+        let fills = daemon.status().fills;
+        fills.iter().any(|fill| {
+            fill.from.as_deref() == Some("upstream=registry.example") && fill.received_bytes > 5 << 20
+        })
+    };
+    let mut dead = None;
+    let kill = async {
+        until("one of them fetches", || {
+            dead = daemons.iter().position(fetches);
+            dead.is_some()
+        })
+        .await;
+        let pid = rustix::process::Pid::from_raw(daemons[dead.unwrap()].pid().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    let url = |daemon: &Daemon| daemon.url(&format!("{PREFIXED}/blobs/{}", Digest::sha256(&image.blobs[1])));
+    let pulls = join_all(daemons.iter().map(|daemon| async {
+        let answer = daemon.client.get(url(daemon)).send().await.ok()?;
+        answer.bytes().await.ok()
+    }));
+    let (pulled, ()) = tokio::join!(pulls, kill);
+    for (n, pulled) in pulled.iter().enumerate().filter(|(n, _)| Some(*n) != dead) {
+        assert!(pulled.as_ref().is_some_and(|bytes| *bytes == image.blobs[1]), "{}", daemons[n].log());
+    }
+    let ranges: Vec<Option<String>> = upstream
+        .seen()
+        .iter()
+        .filter(|seen| seen.path.contains(&layer))
+        .map(|seen| seen.header("range").map(str::to_owned))
+        .collect();
+    assert_eq!(ranges.len(), 2, "{ranges:?}");
+    assert_eq!(ranges[0], None);
+    assert!(ranges[1].is_some() && ranges[1].as_deref() != Some("bytes=0-"), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn who_has_credentials_fetches_for_those_who_have_none() {
+    let upstream = Upstream::start().await;
+    upstream.admits(Access::Basic("user", "secret"));
+    let with = "username: user, password: secret";
+    let daemons = cluster(&upstream, &["", with, ""]).await;
+    // Of several images each daemon is the first in the succession for some.
+    for n in 0..4_u64 {
+        let (tag, image) = (n.to_string(), Image::new(630 + n, &[2000, 3000]));
+        upstream.push(REPO, &tag, &image);
+        all_pull(&daemons, &tag, &image).await;
+    }
+}
+
+#[tokio::test]
+async fn what_one_of_them_holds_is_had_though_upstream_is_down() {
+    let image = Image::new(640, &[12 << 20, 2000]);
+    let mut upstream = Upstream::with(REPO, "1", &image).await;
+    let daemons = cluster(&upstream, &["tagttl: 0s"; 3]).await;
+    all_pull(&daemons[..2], "1", &image).await;
+    let digests: Vec<Digest> = image.blobs.iter().map(|blob| Digest::sha256(blob)).collect();
+    until("the fills have ended", || daemons[..2].iter().all(|daemon| daemon.status().fills.is_empty()))
+        .await;
+    upstream.stop().await;
+    for digest in &digests {
+        let answer = daemons[2].get(&format!("{PREFIXED}/blobs/{digest}")).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{}", daemons[2].log());
+        assert_eq!(Digest::sha256(&answer.bytes().await.unwrap()), *digest);
+    }
+    all_pull(&daemons, "1", &image).await;
+}
+
+#[tokio::test]
+async fn a_registry_that_is_not_shared_is_asked_by_each() {
+    let image = Image::new(650, &[2000]);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let daemons = cluster(&upstream, &["share: no"; 3]).await;
+    all_pull(&daemons, "1", &image).await;
+    assert_eq!(fetched(&upstream, &image), [3, 3]);
+}
