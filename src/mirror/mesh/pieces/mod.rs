@@ -144,6 +144,7 @@ impl Pieces {
         }
         let slow = self.slower_than(source, now)?;
         self.measure(slow, now);
+        self.unwanted.push_back(slow);
         self.take_back(slow);
         // Its source is free for another piece; this one goes to the faster one.
         self.poll(now)

@@ -89,6 +89,7 @@ impl Scene {
             self.wakes_at = self.pieces.wakes_at(self.now);
         }
         self.now += TICK;
+        let mut broken = Vec::new();
         for answer in &mut self.answers {
             let server = &mut self.servers[answer.source];
             let mut count = server.bytes_per_s * u64::try_from(TICK.as_millis()).unwrap() / 1000;
@@ -96,6 +97,7 @@ impl Scene {
                 _ if self.now < answer.begins_at => continue,
                 Trouble::Breaks(after) if server.served_bytes >= after => {
                     self.pieces.failed(answer.id);
+                    broken.push(answer.id);
                     self.wakes_at = Some(self.now);
                     continue;
                 }
@@ -108,8 +110,8 @@ impl Scene {
             answer.at += count;
             server.served_bytes += count;
         }
-        let under_way = &self.pieces.under_way;
-        self.answers.retain(|answer| under_way.contains_key(&answer.id));
+        // All others end when that is asked for.
+        self.answers.retain(|answer| !broken.contains(&answer.id));
         while let Some(bytes) = takes.then(|| self.pieces.take()).flatten() {
             assert_eq!(bytes, content(self.taken, bytes.len() as u64));
             self.taken += bytes.len() as u64;
