@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use common::upstream::{Access, Fault, Rule, Upstream};
 use common::{Daemon, Image, PATIENCE, daemon};
 use futures::future::join_all;
-use reqwest::StatusCode;
 use shoal::oci::Digest;
 
 const REPO: &str = "library/app";
@@ -154,16 +153,11 @@ async fn what_one_of_them_holds_is_had_though_upstream_is_down() {
     let mut upstream = Upstream::with(REPO, "1", &image).await;
     let daemons = cluster(&upstream, &["tagttl: 0s"; 3]).await;
     all_pull(&daemons[..2], "1", &image).await;
-    let digests: Vec<Digest> = image.blobs.iter().map(|blob| Digest::sha256(blob)).collect();
     until("the fills have ended", || daemons[..2].iter().all(|daemon| daemon.status().fills.is_empty()))
         .await;
     upstream.stop().await;
-    for digest in &digests {
-        let answer = daemons[2].get(&format!("{PREFIXED}/blobs/{digest}")).await;
-        assert_eq!(answer.status(), StatusCode::OK, "{}", daemons[2].log());
-        assert_eq!(Digest::sha256(&answer.bytes().await.unwrap()), *digest);
-    }
     all_pull(&daemons, "1", &image).await;
+    daemons[2].logs("peers give the blob together").await;
 }
 
 #[tokio::test]

@@ -130,6 +130,7 @@ impl Supply {
         self.tried_together = true;
         match mesh.blob_together(&peers, &self.joined, &self.digest, at..size_bytes).await {
             Ok(bytes) => {
+                tracing::debug!(digest = %self.digest, peers = peers.len(), "peers give the blob together");
                 self.served_by.extend(peers.iter().cloned());
                 let (from, path) = (Origin::Peer(nearest), peers);
                 Some(Opened { size_bytes: Some(size_bytes), at, from, path, bytes })
