@@ -151,7 +151,10 @@ async fn who_has_credentials_fetches_for_those_who_have_none() {
 async fn what_one_of_them_holds_is_had_though_upstream_is_down() {
     let image = Image::new(640, &[12 << 20, 2000]);
     let mut upstream = Upstream::with(REPO, "1", &image).await;
-    let daemons = cluster(&upstream, &["tagttl: 0s"; 3]).await;
+    // The third cannot be the one that fetches, and so holds nothing before.
+    upstream.admits(Access::Basic("user", "secret"));
+    let with = "tagttl: 0s, username: user, password: secret";
+    let daemons = cluster(&upstream, &[with, with, "tagttl: 0s"]).await;
     all_pull(&daemons[..2], "1", &image).await;
     until("the fills have ended", || daemons[..2].iter().all(|daemon| daemon.status().fills.is_empty()))
         .await;
