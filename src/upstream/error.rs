@@ -44,6 +44,11 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Whether it took all the time that it was given.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Stalled { .. })
+    }
+
     /// Whether the same request may go better in a moment, or at another endpoint.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -323,7 +323,11 @@ impl Fill {
                 Err(error) => error,
             };
             barren_tries = if writing.received_bytes > before { 0 } else { barren_tries + 1 };
-            let tries_max = if writing.received_bytes == 0 { FIRST_TRIES_MAX } else { BARREN_TRIES_MAX };
+            let tries_max = match writing.received_bytes {
+                _ if error.is_timeout() => 1,
+                0 => FIRST_TRIES_MAX,
+                _ => BARREN_TRIES_MAX,
+            };
             if barren_tries >= tries_max || !error.is_transient() {
                 return Err(error);
             }
