@@ -20,14 +20,14 @@ use crate::http::peer;
 use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
-use crate::ipfs::Ipfs;
+use crate::ipfs::{Ipfs, Peer};
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::metrics::Metrics;
 use crate::mirror::{
     FillStatus, Mirror, MirrorConfig, MirrorError, PublishState, PullThroughConfig, Signer, chain,
 };
-use crate::node::{self, NodeClient, NodeConfig, NodeError};
+use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
 use crate::store::{CACHE_FOLDER, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamError, Upstreams};
@@ -48,6 +48,8 @@ pub enum DaemonError {
     Tls(#[source] TlsError),
     #[error("config key p2p")]
     Node(#[from] NodeError),
+    #[error("config key p2p.swarmkey")]
+    SwarmKey(#[from] SwarmKeyError),
     #[error("config key storage.ipfs.{key}")]
     Name { key: String, source: KeystoreError },
     #[error(transparent)]
@@ -177,7 +179,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
 
     let pull_through = pull_through(&config, identity.public().to_peer_id().to_base58()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
-    let node_config = node_config(&config, &readonly, signer.as_ref());
+    let followed = readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect();
+    let node_config = node_config(&config, followed)?;
     let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = MirrorConfig {
         signer,
@@ -202,7 +205,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         started_at: Instant::now(),
     });
     let gateway = peer::gateway::gateway(mirror.clone());
-    peer::serve(servers, peer_streams, gateway.clone(), gateway);
+    let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
+    peer::serve(servers, peer_streams, gateway, mesh);
     let metrics = Metrics::default();
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
@@ -218,16 +222,20 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     Ok(running)
 }
 
-fn node_config(config: &Config, readonly: &[IpnsName], signer: Option<&Signer>) -> NodeConfig {
-    NodeConfig {
-        listen: config.p2p.listen.clone(),
-        announce: config.p2p.announce.clone(),
-        bootstrap: config.p2p.bootstrap.clone(),
-        peers: config.p2p.peers.clone(),
-        followed: readonly.iter().copied().chain(signer.map(Signer::name)).collect(),
+fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, DaemonError> {
+    let p2p = config.p2p.clone();
+    let swarm_key = p2p.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+    Ok(NodeConfig {
+        listen: p2p.listen,
+        announce: p2p.announce,
+        bootstrap: p2p.bootstrap,
+        peers: p2p.peers,
+        followed,
         agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
         connections_max: config.limits.p2p_connections_max,
-    }
+        swarm_key,
+        mdns: p2p.mdns,
+    })
 }
 
 /// What is needed to mirror other registries, if any is mirrored.
@@ -242,6 +250,7 @@ async fn pull_through(config: &Config, identity: String) -> Result<Option<PullTh
         store: store.map_err(DaemonError::Store)?,
         upstreams: upstreams.map_err(|error| DaemonError::Upstream(Box::new(error)))?,
         quota_bytes: config.store.quota_bytes,
+        us: Peer::new(&identity),
     }))
 }
 

@@ -3,24 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::{
+    Config, ConfigError, Limits, NamesConfig, StoreConfig, Validation, Warning, auth, http, log, mirror, p2p,
+    raw,
+};
 use bytesize::ByteSize;
 use jiff::SignedDuration;
-use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
 
-use super::{
-    Config, ConfigError, Limits, NamesConfig, P2pConfig, StoreConfig, Validation, Warning, auth, http, log,
-    mirror, raw,
-};
-
-/// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
-const BOOTSTRAP: &[&str] = &[
-    "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
-    "/dnsaddr/bootstrap.libp2p.io/p2p/QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
-    "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
-    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
-];
-const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
 /// Less would hold hardly an image.
 const QUOTA_BYTES_MIN: u64 = 64 << 20;
 const RECORD_VALIDITY: &str = "8760h";
@@ -49,7 +38,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
             readonly: storage.readonlyipnskeys.unwrap_or_default(),
             record_validity: record_validity(storage.recordvalidity.as_deref().unwrap_or(RECORD_VALIDITY))?,
         },
-        p2p: p2p(raw.p2p)?,
+        p2p: p2p::check(raw.p2p)?,
         pull_through: mirror::check(raw.mirror, &raw.proxy, warnings)?,
         limits: Limits::default(),
     })
@@ -79,7 +68,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
             options(|options| &options.ethnodeurl),
             "leave it empty",
         ),
-        ("p2p.swarmkey", text(&raw.p2p.swarmkey), "leave it empty for the public network"),
     ];
     for (key, value, instead) in refused {
         if let Some(value) = value {
@@ -147,45 +135,6 @@ fn record_validity(text: &str) -> Result<Duration, ConfigError> {
         )
     };
     parsed.filter(|validity| *validity >= RECORD_VALIDITY_MIN).ok_or_else(wrong)
-}
-
-fn p2p(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
-    // Whether others may find us by mDNS is of no consequence yet: this version neither asks nor answers.
-    let _ = raw.mdns;
-    let words = |list: Option<Vec<String>>, default: &[&str]| {
-        list.unwrap_or_else(|| default.iter().map(|word| (*word).to_owned()).collect())
-    };
-    let bootstrap: Vec<String> = words(raw.bootstrap, &["default"])
-        .into_iter()
-        .flat_map(|word| if word == "default" { words(None, BOOTSTRAP) } else { vec![word] })
-        .collect();
-    Ok(P2pConfig {
-        listen: addresses("p2p.listen", &words(raw.listen, LISTEN))?,
-        announce: addresses("p2p.announce", &words(raw.announce, &[]))?,
-        bootstrap: peers("p2p.bootstrap", &bootstrap)?,
-        peers: peers("p2p.peers", &words(raw.peers, &[]))?,
-    })
-}
-
-fn addresses(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
-    let parse = |(n, word): (usize, &String)| {
-        word.parse().map_err(|error| {
-            let reason = format!("a multiaddr is expected, such as /ip4/0.0.0.0/tcp/4001 ({error})");
-            value_error(&format!("{key}[{n}]"), word, &reason)
-        })
-    };
-    words.iter().enumerate().map(parse).collect()
-}
-
-fn peers(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
-    let addresses = addresses(key, words)?;
-    for (n, address) in addresses.iter().enumerate() {
-        if !matches!(address.iter().last(), Some(Protocol::P2p(_))) {
-            let reason = "the peer id is missing: a multiaddr with /p2p/<peer id> at its end is expected";
-            return Err(value_error(&format!("{key}[{n}]"), &address.to_string(), reason));
-        }
-    }
-    Ok(addresses)
 }
 
 pub(super) fn value_error(key: &str, value: &str, reason: &str) -> ConfigError {

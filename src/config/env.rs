@@ -8,6 +8,8 @@ use serde_json::{Map, Value};
 use super::{ConfigError, Warning, nearest, schema};
 
 const PREFIX: &str = "REGISTRY_";
+/// The last words of keys that hold secrets.
+const SECRETS: &[&str] = &["password", "identitytoken"];
 /// Where podman and skopeo keep their credentials: nothing of ours, though it begins so.
 const OF_PODMAN: &str = "REGISTRY_AUTH_FILE";
 
@@ -31,11 +33,19 @@ pub(super) fn overlay(
             warnings.push(unknown(&name, &path));
             continue;
         }
-        let value = serde_saphyr::from_str(&text).map_err(|error| ConfigError::Environment {
-            name: name.clone(),
-            value: text.clone(),
-            reason: super::first_line(&error.to_string()),
-        })?;
+        let parsed = serde_saphyr::from_str(&text);
+        let value = match path.last() {
+            // Text whatever it looks like, and not to be shown.
+            Some(word) if SECRETS.contains(word) => match parsed {
+                Ok(Value::String(secret)) => Value::String(secret),
+                _ => Value::String(text),
+            },
+            _ => parsed.map_err(|error| ConfigError::Environment {
+                name: name.clone(),
+                value: text.clone(),
+                reason: super::first_line(&error.to_string()),
+            })?,
+        };
         set(file, &name, &path, value)?;
     }
     Ok(warnings)

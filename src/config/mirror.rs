@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde::Deserialize;
+use serde::de::{self, Deserializer};
+use serde_json::Value;
 use url::Url;
 use wildmatch::WildMatch;
 use zeroize::Zeroizing;
@@ -73,9 +75,9 @@ pub struct RegistryConfig {
     pub ca: Option<PathBuf>,
     /// PEM: what we show of ourselves, and its key.
     pub client_certificate: Option<(PathBuf, PathBuf)>,
-    /// Certificates are not checked, and redirects may lead to plain http.
+    /// Certificates are not checked, and redirects and token servers may have plain http.
     pub insecure: bool,
-    pub http_proxy: Option<Url>,
+    pub http_proxy: Option<HttpProxy>,
     pub tag_ttls: TagTtls,
     /// How long a tag is served, beyond its time to live, while upstream does not answer.
     pub stale_for: Duration,
@@ -106,8 +108,17 @@ pub struct Credentials {
     pub docker_config: Option<PathBuf>,
 }
 
+/// What stands between us and a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpProxy {
+    /// Without the login.
+    pub url: Url,
+    /// Both percent-encoded, as they are in a URL.
+    pub login: Option<(String, Secret)>,
+}
+
 /// What is not shown.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
@@ -117,6 +128,17 @@ impl Secret {
 
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+}
+
+/// The error does not show it either.
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self::new(text)),
+            Value::Null => Ok(Self::default()),
+            _ => Err(de::Error::custom("text is expected: put it in quotes")),
+        }
     }
 }
 
@@ -162,8 +184,8 @@ pub(super) struct RawRegistry {
     #[serde(deserialize_with = "list")]
     upstream: Option<Vec<String>>,
     username: Option<String>,
-    password: Option<String>,
-    identitytoken: Option<String>,
+    password: Secret,
+    identitytoken: Secret,
     dockerconfig: Option<String>,
     credentialhelper: Option<String>,
     ca: Option<String>,
@@ -174,8 +196,16 @@ pub(super) struct RawRegistry {
     tagttl: Option<RawTtl>,
     stalefor: Option<String>,
     negativettl: Option<String>,
-    share: Option<String>,
+    share: Option<RawShare>,
     prefetch: Option<bool>,
+}
+
+/// `no` is false to YAML.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "mesh or no is expected")]
+enum RawShare {
+    Flag(bool),
+    Word(String),
 }
 
 #[derive(Debug, Deserialize)]
@@ -199,11 +229,18 @@ pub(super) fn check(
                 let reason = "leave it out: \"*\" stands for each registry by its own name";
                 return Err(value_error(&format!("{key}.upstream"), registry.endpoints[0].as_str(), reason));
             }
+            if registry.credentials.password.is_some() || registry.credentials.identity_token.is_some() {
+                let reason = "credentials for every registry would go to whichever a client names: give those of one in its own section, or of several by dockerconfig or credentialhelper";
+                return Err(value_error(&key, "username, password or identitytoken", reason));
+            }
             checked.any = Some(registry);
             continue;
         }
         let host = host(&key, &name)?;
-        let endpoints = if registry.endpoints.is_empty() { vec![url_of(&host)?] } else { registry.endpoints };
+        let endpoints = match registry.endpoints {
+            none if none.is_empty() => by_name(&host, registry.insecure)?,
+            given => given,
+        };
         checked.registries.insert(host, RegistryConfig { endpoints, ..registry });
     }
     if let Some(default) = text(mirror.defaultregistry) {
@@ -239,11 +276,15 @@ fn add_proxy(
             "config key proxy.remoteurl: mirror.registries.{host} goes before it; its credentials are ignored"
         )));
     }
-    let password = text(proxy.username.clone())
-        .map(|username| (username, Secret::new(proxy.password.clone().unwrap_or_default())));
+    let password = text(proxy.username.clone()).map(|username| (username, proxy.password.clone()));
+    let stale_for = match text(proxy.ttl.clone()).as_deref() {
+        None => STALE_FOR,
+        Some("0") => Duration::MAX,
+        Some(ttl) => duration("proxy.ttl", ttl)?,
+    };
     let endpoints = if named == DOCKER_HUB { vec![url_of(&host)?] } else { vec![endpoint] };
     let credentials = Credentials { password, ..Credentials::default() };
-    let registry = RegistryConfig { endpoints, credentials, ..RegistryConfig::default() };
+    let registry = RegistryConfig { endpoints, credentials, stale_for, ..RegistryConfig::default() };
     checked.registries.entry(host.clone()).or_insert(registry);
     checked.default_registry.get_or_insert(host);
     Ok(())
@@ -279,10 +320,14 @@ fn registry(key: &str, raw: RawRegistry) -> Result<RegistryConfig, ConfigError> 
             return Err(value_error(&at("certificate"), "", "the certificate of the key is missing"));
         }
     };
-    let share = match raw.share.as_deref() {
-        None | Some("" | "mesh") => true,
-        Some("no" | "false") => false,
-        Some(other) => return Err(value_error(&at("share"), other, "mesh or no is expected")),
+    let share = match raw.share {
+        None => true,
+        Some(RawShare::Flag(share)) => share,
+        Some(RawShare::Word(word)) => match word.as_str() {
+            "" | "mesh" => true,
+            "no" => false,
+            other => return Err(value_error(&at("share"), other, "mesh or no is expected")),
+        },
     };
     let duration_or = |name: &str, value: Option<String>, default| match text(value) {
         Some(value) => duration(&at(name), &value),
@@ -307,16 +352,15 @@ fn registry(key: &str, raw: RawRegistry) -> Result<RegistryConfig, ConfigError> 
     Ok(RegistryConfig {
         endpoints: endpoints.collect::<Result<_, _>>()?,
         credentials: Credentials {
-            password: text(raw.username)
-                .map(|username| (username, Secret::new(raw.password.unwrap_or_default()))),
-            identity_token: text(raw.identitytoken).map(Secret::new),
+            password: text(raw.username).map(|username| (username, raw.password)),
+            identity_token: Some(raw.identitytoken).filter(|token| !token.reveal().is_empty()),
             helper,
             docker_config: text(raw.dockerconfig).map(PathBuf::from),
         },
         ca: text(raw.ca).map(PathBuf::from),
         client_certificate,
         insecure: raw.insecure.unwrap_or(false),
-        http_proxy: text(raw.httpproxy).map(|proxy| url(&at("httpproxy"), &proxy)).transpose()?,
+        http_proxy: text(raw.httpproxy).map(|proxy| http_proxy(&at("httpproxy"), &proxy)).transpose()?,
         tag_ttls,
         stale_for: duration_or("stalefor", raw.stalefor, STALE_FOR)?,
         negative_ttl: duration_or("negativettl", raw.negativettl, NEGATIVE_TTL)?,
@@ -347,20 +391,41 @@ fn url_of(host: &Host) -> Result<Url, ConfigError> {
     url("mirror.registries", &text)
 }
 
+/// Where a registry is that has no more than a name. What is insecure may have plain http too.
+fn by_name(host: &Host, insecure: bool) -> Result<Vec<Url>, ConfigError> {
+    let mut endpoints = vec![url_of(host)?];
+    if insecure {
+        endpoints.push(url("mirror.registries", &format!("http://{host}"))?);
+    }
+    Ok(endpoints)
+}
+
 fn url(key: &str, text: &str) -> Result<Url, ConfigError> {
-    let parsed = Url::parse(text).ok().filter(|url| {
-        let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
-        matches!(url.scheme(), "http" | "https") && url.has_host() && plain
-    });
-    // A password that was written into it must not get into a log.
-    let shown = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
-    parsed.ok_or_else(|| {
-        value_error(
-            key,
-            shown,
-            "a URL is expected, such as https://registry.example, without a user or a query",
-        )
-    })
+    let parsed = http_url(text).filter(|url| url.username().is_empty() && url.password().is_none());
+    let reason = "a URL is expected, such as https://registry.example, without a user or a query";
+    parsed.ok_or_else(|| value_error(key, without_login(text), reason))
+}
+
+fn http_proxy(key: &str, text: &str) -> Result<HttpProxy, ConfigError> {
+    let wrong = || {
+        let reason = "the URL of a proxy is expected, such as http://proxy.example:3128";
+        value_error(key, without_login(text), reason)
+    };
+    let mut url = http_url(text).ok_or_else(wrong)?;
+    let user = Some(url.username().to_owned()).filter(|user| !user.is_empty());
+    let login = user.map(|user| (user, Secret::new(url.password().unwrap_or_default().to_owned())));
+    url.set_username("").and_then(|()| url.set_password(None)).map_err(|()| wrong())?;
+    Ok(HttpProxy { url, login })
+}
+
+fn http_url(text: &str) -> Option<Url> {
+    let plain = |url: &Url| url.has_host() && url.query().is_none() && url.fragment().is_none();
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && plain(url))
+}
+
+/// A password that was written into a URL must not get into a log.
+fn without_login(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, rest)| rest)
 }
 
 fn duration(key: &str, text: &str) -> Result<Duration, ConfigError> {
@@ -393,6 +458,10 @@ mod tests {
         let secret = Secret::new("hunter2".to_owned());
         assert!(!format!("{secret:?}").contains("hunter2"));
         let refused = url("k", "https://user:hunter2@registry.example").unwrap_err();
+        assert!(!refused.to_string().contains("hunter2"), "{refused}");
+        let proxy = http_proxy("k", "http://user:hunter2@proxy.example:3128").unwrap();
+        assert!(!format!("{proxy:?}").contains("hunter2"), "{proxy:?}");
+        let refused = http_proxy("k", "ftp://user:hunter2@proxy.example").unwrap_err();
         assert!(!refused.to_string().contains("hunter2"), "{refused}");
     }
 }

@@ -9,19 +9,20 @@ mod env;
 mod http;
 mod log;
 mod mirror;
+mod p2p;
 mod raw;
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use libp2p::Multiaddr;
 use serde_json::Value;
 
 pub use auth::{AuthConfig, AuthMethod, TokenConfig};
 pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
 pub use log::{LogConfig, LogLevel};
-pub use mirror::{Credentials, PullThrough, RegistryConfig, Secret};
+pub use mirror::{Credentials, HttpProxy, PullThrough, RegistryConfig, Secret};
+pub use p2p::P2pConfig;
 
 /// Every key with its default, and what each means.
 pub const DEFAULT_YAML: &str = include_str!("../../config/default.yaml");
@@ -65,15 +66,6 @@ pub struct NamesConfig {
     /// Key names or IPNS names, in the order they are asked.
     pub readonly: Vec<String>,
     pub record_validity: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct P2pConfig {
-    pub listen: Vec<Multiaddr>,
-    pub announce: Vec<Multiaddr>,
-    /// Each with `/p2p/` at its end, as are `peers`.
-    pub bootstrap: Vec<Multiaddr>,
-    pub peers: Vec<Multiaddr>,
 }
 
 /// What nobody has had to configure yet.
@@ -234,7 +226,6 @@ const OF_DISTRIBUTION: &[&str] = &[
     "middleware.registry",
     "middleware.storage",
     "proxy.exec",
-    "proxy.ttl",
     "catalog",
     "health",
     "notifications",
@@ -283,5 +274,7 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+#[cfg(test)]
+mod mirror_tests;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use serde::de::{self, Deserializer};
 use serde_json::{Map, Value};
 
 use super::auth::RawAuth;
-use super::mirror::RawMirror;
+use super::mirror::{RawMirror, Secret};
 
 /// The whole file. A section that is absent or empty has its defaults.
 #[derive(Debug, Default, Deserialize)]
@@ -174,7 +174,9 @@ pub(super) struct MiddlewareOptions {
 pub(super) struct Proxy {
     pub(super) remoteurl: Option<String>,
     pub(super) username: Option<String>,
-    pub(super) password: Option<String>,
+    pub(super) password: Secret,
+    #[serde(deserialize_with = "number_or_text")]
+    pub(super) ttl: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -235,6 +237,16 @@ fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Erro
         Value::Number(version) => Ok(version.to_string()),
         Value::Null => Ok(String::new()),
         other => Err(de::Error::custom(format!("{other} is no version: 0.1 is expected"))),
+    }
+}
+
+/// distribution's `0` beside its `168h`.
+fn number_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(Some(text)),
+        Value::Number(number) => Ok(Some(number.to_string())),
+        Value::Null => Ok(None),
+        other => Err(de::Error::custom(format!("{other} is neither text nor a number"))),
     }
 }
 

@@ -1,17 +1,18 @@
 use std::io::Write;
 
+use libp2p::Multiaddr;
 use tempfile::NamedTempFile;
 
 use super::*;
 
-fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<Warning>), ConfigError> {
+pub(super) fn load(yaml: &str, environment: &[(&str, &str)]) -> Result<(Config, Vec<Warning>), ConfigError> {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(yaml.as_bytes()).unwrap();
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Config::load(Some(file.path()), environment)
 }
 
-fn error(yaml: &str) -> String {
+pub(super) fn error(yaml: &str) -> String {
     let line = load(yaml, &[]).unwrap_err().to_string();
     assert_eq!(line.lines().count(), 1, "{line}");
     line
@@ -27,6 +28,47 @@ fn the_file_of_defaults_says_what_the_defaults_are() {
     assert_eq!(none.http.addr, "127.0.0.1:5000");
     assert_eq!(none.names.write_key.as_deref(), Some("self"));
     assert_eq!(none.p2p.bootstrap.len(), 4);
+}
+
+#[test]
+fn a_trusted_peer_is_named_by_its_id_or_by_where_it_is() {
+    let peer = "12D3KooWSahP5pFRCEfaziPEba7urXtpZyzUCdLJNdXfsg3vRfyb";
+    let named = format!("/ip4/10.0.0.1/tcp/1/p2p/{peer}");
+    let dnsaddr = format!("/dnsaddr/a.example/p2p/{peer}");
+    for right in
+        [&named, &dnsaddr, "/dns/a/tcp/1", "/dns4/a/udp/1/quic-v1", "/dns6/a/tcp/1", "/ip6/::1/tcp/1"]
+    {
+        let (config, _) = load(&format!("p2p: {{peers: [{right:?}]}}"), &[]).unwrap();
+        assert_eq!(config.p2p.peers, [right.parse().unwrap()]);
+    }
+    for wrong in ["/dnsaddr/a.example", "/dns4/a", "/tcp/1", "/ip4/1.1.1.1/udp/1", "/ip4/1.1.1.1/tcp/1/ws"] {
+        let line = error(&format!("p2p: {{peers: [{wrong:?}]}}"));
+        assert!(
+            line.starts_with(&format!("config key p2p.peers[0] = {wrong:?}: a multiaddr with /p2p/")),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_private_network_has_neither_quic_nor_the_public_bootstrap_peers() {
+    let (config, _) = load("p2p: {swarmkey: /etc/swarm.key}", &[]).unwrap();
+    assert_eq!(config.p2p.swarm_key, Some("/etc/swarm.key".into()));
+    assert_eq!(config.p2p.listen, ["/ip4/0.0.0.0/tcp/4001".parse().unwrap()]);
+    assert_eq!(config.p2p.bootstrap, []);
+    let line = error("p2p: {swarmkey: k, listen: [/ip4/0.0.0.0/tcp/1, /ip4/0.0.0.0/udp/1/quic-v1]}");
+    assert_eq!(
+        line,
+        "config key p2p.listen[1] = \"/ip4/0.0.0.0/udp/1/quic-v1\": a private network (p2p.swarmkey) has no QUIC: \
+         a TCP address is expected, such as /ip4/0.0.0.0/tcp/4001"
+    );
+}
+
+#[test]
+fn a_node_that_listens_nowhere_looks_for_nobody() {
+    assert!(load("", &[]).unwrap().0.p2p.mdns);
+    assert!(!load("p2p: {mdns: false}", &[]).unwrap().0.p2p.mdns);
+    assert!(!load("p2p: {listen: []}", &[]).unwrap().0.p2p.mdns);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! DAGs, local first, filled from the network.
 
+mod archive;
 pub mod blocks;
 pub mod file;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod tree_list;
 #[cfg(test)]
 mod tree_tests;
 
+pub use archive::archive;
 pub use blocks::Blocks;
 pub use keep::Keep;
 pub use mark::Marks;

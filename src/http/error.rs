@@ -122,6 +122,7 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
         MirrorError::Upstream(_)
+        | MirrorError::Peer(_)
         | MirrorError::Late { .. }
         | MirrorError::TooManyFills(_)
         | MirrorError::WrongSize { .. }

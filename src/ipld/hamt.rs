@@ -37,7 +37,7 @@ impl Fanout {
     }
 
     /// The hex digits that a link name begins with.
-    fn prefix_digits(self) -> usize {
+    pub(super) fn prefix_digits(self) -> usize {
         self.bits.div_ceil(4) as usize
     }
 }

@@ -1,6 +1,7 @@
 //! The formats of IPFS. Pure: no I/O, no async, no clock.
 
 pub mod block;
+pub mod car;
 pub mod dag_pb;
 pub mod directory;
 pub mod file_builder;

@@ -1,8 +1,13 @@
-//! What operators ask of the cache of other registries: to fetch an image before it is needed, to keep it, to let it go.
+//! What is asked of the cache of other registries besides pulls: by operators, to fetch an image before it is needed, to
+//! keep it, to let it go; by peers of the mesh, what it has.
 
-use super::pull_through::{CachedImage, Place, PullThrough};
+use bytes::Bytes;
+
+use super::mesh::Hop;
+use super::pull_through::{BlobForPeer, CachedImage, ManifestForPeer, Place, PullThrough};
 use super::{Asked, Mirror, MirrorError};
-use crate::oci::{ImageName, Platform, Reference};
+use crate::ipfs::Peer;
+use crate::oci::{Digest, ImageName, Platform, Reference, RepoName};
 
 impl Mirror {
     /// Fetches an image into the cache; of an index the images for `platform`, or all of them. Returns when all of it is
@@ -35,6 +40,39 @@ impl Mirror {
         match &self.0.pull_through {
             Some(pull_through) => pull_through.images().list().await,
             None => Ok(Vec::new()),
+        }
+    }
+
+    /// What we hold of other registries, for a peer of the mesh that knows what we held at `version` of `epoch`; waits a
+    /// while for news. `None`: nothing is shared.
+    pub async fn holdings(&self, epoch: u64, version: u64) -> Option<Bytes> {
+        self.0.pull_through.as_ref()?.holdings(epoch, version).await
+    }
+
+    /// A blob of a shared registry for a peer of the mesh. `repo`: its name in the cache, the registry before it.
+    pub async fn blob_for_peer(
+        &self,
+        peer: &Peer,
+        repo: &RepoName,
+        digest: &Digest,
+        hop: Hop,
+    ) -> Result<BlobForPeer, MirrorError> {
+        match &self.0.pull_through {
+            Some(pull_through) => pull_through.blob_for_peer(peer, repo, digest, hop).await,
+            None => Ok(BlobForPeer::No),
+        }
+    }
+
+    /// The same for a manifest.
+    pub async fn manifest_for_peer(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+        hop: Hop,
+    ) -> Result<ManifestForPeer, MirrorError> {
+        match &self.0.pull_through {
+            Some(pull_through) => pull_through.manifest_for_peer(repo, reference, hop).await,
+            None => Ok(ManifestForPeer::No),
         }
     }
 

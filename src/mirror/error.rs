@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Origin;
 use crate::dag::DagError;
+use crate::ipfs::IpfsError;
 use crate::ipld::ipns::IpnsName;
 use crate::oci::manifest::ManifestError;
 use crate::oci::name::NameError;
@@ -74,6 +75,9 @@ pub enum MirrorError {
     /// The registry did not deliver.
     #[error(transparent)]
     Upstream(Box<UpstreamError>),
+    /// A peer of the mesh did not deliver.
+    #[error(transparent)]
+    Peer(IpfsError),
     /// The failure of a fill or look-up that several waited for.
     #[error(transparent)]
     Fill(Arc<MirrorError>),
@@ -120,6 +124,7 @@ impl MirrorError {
         match self {
             Self::Fill(error) => matches!(**error, Self::Forged { .. }) || error.is_of_upstream(),
             Self::Upstream(_)
+            | Self::Peer(_)
             | Self::Late { .. }
             | Self::TooManyFills(_)
             | Self::WrongSize { .. }
@@ -140,7 +145,7 @@ impl MirrorError {
         match self {
             Self::Upstream(error) => error.is_transient(),
             Self::Fill(error) => error.is_transient(),
-            Self::Short { .. } | Self::Late { .. } => true,
+            Self::Short { .. } | Self::Late { .. } | Self::Peer(_) => true,
             _ => false,
         }
     }

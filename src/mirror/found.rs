@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::pull_through::Found;
+use crate::ipfs::Peer;
 use crate::ipld::ipns::IpnsName;
 use crate::oci::{Digest, Host, RepoName};
 use crate::store::IndexEntry;
@@ -21,6 +22,8 @@ pub enum Origin {
     Cache,
     /// At its registry, just now.
     Upstream(Host),
+    /// At a peer of the mesh.
+    Peer(Peer),
 }
 
 impl fmt::Display for Origin {
@@ -30,6 +33,7 @@ impl fmt::Display for Origin {
             Self::Readonly(name) => fmt::Display::fmt(name, f),
             Self::Cache => f.write_str("cache"),
             Self::Upstream(host) => write!(f, "upstream={host}"),
+            Self::Peer(peer) => write!(f, "peer={peer}"),
         }
     }
 }

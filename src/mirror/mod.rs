@@ -10,6 +10,7 @@ mod gc;
 mod leases;
 mod listing;
 mod lookup;
+mod mesh;
 mod publish;
 mod pull_through;
 mod push;
@@ -31,12 +32,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cid::Cid;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use moka::sync::Cache;
 
 use crate::config::Validation;
-use crate::dag::Tree;
+use crate::dag::{Tree, archive};
 use crate::ipld::Block;
+use crate::ipld::car::Scope;
 use crate::ipld::ipns::IpnsName;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
@@ -47,10 +49,13 @@ use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
 use leases::Leases;
+pub use mesh::{HOLDINGS_PATH, HOP, Hop, PATH, REFER};
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;
-pub use pull_through::{CachedImage, FillStatus, PullThroughConfig};
+pub use pull_through::{
+    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, PullThroughConfig, SharedBlob,
+};
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
 use roots::Follow;
@@ -174,6 +179,18 @@ impl Mirror {
     /// A block that is here and that anybody may have; never asks the network.
     pub async fn block(&self, cid: &Cid) -> Result<Option<Block>, MirrorError> {
         Ok(self.0.tree.blocks().get(cid).await?)
+    }
+
+    /// A CARv1 of a block that is here and of those below it, as [`archive`] has it. `None`: the block is not here. An
+    /// error midway, which the lack of a block below is too, means: break the response off.
+    pub async fn archive(
+        &self,
+        root: &Cid,
+        scope: Scope,
+    ) -> Result<Option<BoxStream<'static, Result<Bytes, MirrorError>>>, MirrorError> {
+        let blocks = self.0.tree.blocks();
+        let Some(root) = blocks.get(root).await? else { return Ok(None) };
+        Ok(Some(archive(blocks.clone(), root, scope).map_err(MirrorError::from).boxed()))
     }
 
     /// The tags behind `last`, at most `limit`; `None`: no source knows the repository.

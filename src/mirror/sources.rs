@@ -1,5 +1,6 @@
 //! What a request is answered from: the trees that are at hand first, then the registry that is meant. A tree that has to
-//! be fetched from the network gets a head start, no more: whoever finds it first wins.
+//! be fetched from the network gets a head start, no more: whoever finds it first wins. Both are boxed, since together
+//! they are larger than a request's future should be.
 
 use std::future::Future;
 use std::pin::pin;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::pull_through::{Place, PullThrough};
+use super::pull_through::{Place, PullThrough, Scope};
 use super::{Asked, Blob, Content, Inner, MirrorError, Origin, Served};
 use crate::oci::{Digest, Reference};
 
@@ -29,13 +30,15 @@ impl Inner {
         reference: &Reference,
         prefetch: bool,
     ) -> Result<Option<Served>, MirrorError> {
-        let rooted = async {
+        let rooted = Box::pin(async {
             let found = self.manifest(asked.repo, reference).await?;
             Ok(found.map(|(manifest, origin)| Served { manifest, origin, age: None }))
-        };
+        });
         let Some((pull_through, place)) = self.place(asked)? else { return rooted.await };
-        let upstream = async {
-            let Some(served) = pull_through.manifest(&place, reference).await? else { return Ok(None) };
+        let upstream = Box::pin(async {
+            let Some(served) = pull_through.manifest(&place, reference, Scope::Mesh).await? else {
+                return Ok(None);
+            };
             if asked.registry.is_none() && !pull_through.can_finish(&place, &served).await? {
                 return Err(MirrorError::Unfinishable { repository: place.repository.clone() });
             }
@@ -43,7 +46,7 @@ impl Inner {
                 pull_through.prefetch(&place, &served.manifest);
             }
             Ok(Some(served))
-        };
+        });
         race(rooted, upstream).await
     }
 
@@ -53,19 +56,19 @@ impl Inner {
         digest: &Digest,
         resumes: bool,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
-        let rooted = async {
+        let rooted = Box::pin(async {
             let found = self.blob(asked.repo, digest).await?;
             Ok(found.map(|(blob, origin)| (Blob::from(blob), origin)))
-        };
+        });
         let Some((pull_through, place)) = self.place(asked)? else { return rooted.await };
-        let upstream = async {
+        let upstream = Box::pin(async {
             let Some((found, origin)) = pull_through.blob(&place, digest, resumes).await? else {
                 return Ok(None);
             };
             let size_bytes = found.size_bytes;
             let blob = Blob { digest: *digest, size_bytes, content: Content::PulledThrough(found) };
             Ok(Some((blob, origin)))
-        };
+        });
         race(rooted, upstream).await
     }
 
@@ -74,16 +77,16 @@ impl Inner {
         asked: &Asked<'_>,
         digest: &Digest,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
-        let rooted = async {
+        let rooted = Box::pin(async {
             let found = self.blob(asked.repo, digest).await?;
             Ok(found.map(|(blob, origin)| (Blob::from(blob), origin)))
-        };
+        });
         let Some((pull_through, place)) = self.place(asked)? else { return rooted.await };
-        let upstream = async {
+        let upstream = Box::pin(async {
             let found = pull_through.blob_size(&place, digest).await?;
             let alone = |size_bytes| Blob { digest: *digest, size_bytes, content: Content::SizeAlone };
             Ok(found.map(|(size_bytes, origin)| (alone(size_bytes), origin)))
-        };
+        });
         race(rooted, upstream).await
     }
 }

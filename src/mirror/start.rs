@@ -88,7 +88,7 @@ impl Mirror {
             Uploads::open(blocks, store.uploads().clone(), config.uploads_max, config.upload_idle_timeout)
                 .await?;
         let pull_through = match config.pull_through {
-            Some(config) => Some(PullThrough::start(tasks, config).await?),
+            Some(config) => Some(PullThrough::start(tasks, ipfs.clone(), config).await?),
             None => None,
         };
         let MirrorConfig { delete_enabled, validation, .. } = config;

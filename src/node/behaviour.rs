@@ -3,18 +3,22 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use futures::io::BufWriter;
 use libp2p::connection_limits::{self, ConnectionLimits};
+use libp2p::core::upgrade::Version;
 use libp2p::identity::Keypair;
 use libp2p::kad::store::{MemoryStore, MemoryStoreConfig};
 use libp2p::kad::{self, StoreInserts};
+use libp2p::pnet::PnetConfig;
 use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, Swarm, SwarmBuilder, identify, memory_connection_limits, noise, ping, tcp, tls,
-    yamux,
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, identify, mdns, memory_connection_limits, noise,
+    ping, tcp, tls, yamux,
 };
 
 use super::routing::Dht;
-use super::{NodeConfig, NodeError, providers, streams};
+use super::{NodeConfig, NodeError, SwarmKey, providers, streams};
 
 /// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
 /// which fill a window in one frame are understood; and opening many streams does not end the connection.
@@ -30,6 +34,8 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// With more memory in use than this the node takes and makes no further connections. Far above what transfers need.
 const MEMORY_BYTES_MAX: usize = 768 << 20;
+/// What waits for a socket of a private network.
+const PRIVATE_BUFFER_BYTES: usize = 64 * 1024;
 const CONNECTIONS_PER_PEER_MAX: u32 = 8;
 const PENDING_MAX: u32 = 256;
 
@@ -41,6 +47,7 @@ pub(super) struct Behaviour {
     pub(super) ping: ping::Behaviour,
     pub(super) wan: kad::Behaviour<MemoryStore>,
     pub(super) lan: kad::Behaviour<MemoryStore>,
+    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) streams: streams::Behaviour,
 }
 
@@ -74,17 +81,19 @@ pub(super) fn build(
         ping: ping::Behaviour::default(),
         wan: kademlia(peer_id, Dht::Wan),
         lan: kademlia(peer_id, Dht::Lan),
+        mdns: config.mdns.then(|| local_discovery(peer_id)).flatten().into(),
         streams,
     };
-    let multiplexer = || {
-        let mut config = yamux::Config::default();
-        config.set_max_num_streams(YAMUX_STREAMS_MAX);
-        config
-    };
-    let transport = |error: &dyn std::fmt::Display| NodeError::Transport(error.to_string());
+    match &config.swarm_key {
+        Some(key) => private(keypair, *key, behaviour),
+        None => public(keypair, behaviour),
+    }
+}
+
+fn public(keypair: Keypair, behaviour: Behaviour) -> Result<Swarm<Behaviour>, NodeError> {
     Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), (noise::Config::new, tls::Config::new), multiplexer)
+        .with_tcp(tcp(), (noise::Config::new, tls::Config::new), multiplexer)
         .map_err(|error| transport(&error))?
         .with_quic()
         .with_dns()
@@ -93,6 +102,50 @@ pub(super) fn build(
         .map_err(|error| transport(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build())
+}
+
+/// Each connection is encrypted with the key of the network before anything is said. There is no such thing for QUIC.
+fn private(keypair: Keypair, key: SwarmKey, behaviour: Behaviour) -> Result<Swarm<Behaviour>, NodeError> {
+    Ok(SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_other_transport(|keypair| {
+            let noise = noise::Config::new(keypair)?;
+            let shared = PnetConfig::new(key.0);
+            let sockets = tcp::tokio::Transport::new(tcp());
+            let private = sockets.and_then(move |socket, _| {
+                // What it writes comes in pieces of a kilobyte, each of which would be a call to the system.
+                shared.handshake(BufWriter::with_capacity(PRIVATE_BUFFER_BYTES, socket))
+            });
+            Ok(private.upgrade(Version::V1Lazy).authenticate(noise).multiplex(multiplexer()))
+        })
+        .map_err(|error| transport(&error))?
+        .with_dns()
+        .map_err(|error| transport(&error))?
+        .with_behaviour(|_| behaviour)
+        .map_err(|error| transport(&error))?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
+        .build())
+}
+
+fn tcp() -> tcp::Config {
+    tcp::Config::default().nodelay(true)
+}
+
+fn multiplexer() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(YAMUX_STREAMS_MAX);
+    config
+}
+
+fn transport(error: &dyn std::fmt::Display) -> NodeError {
+    NodeError::Transport(error.to_string())
+}
+
+/// Whoever has no multicast is not kept from the rest.
+fn local_discovery(peer_id: PeerId) -> Option<mdns::tokio::Behaviour> {
+    mdns::tokio::Behaviour::new(mdns::Config::default(), peer_id)
+        .inspect_err(|error| tracing::warn!(%error, "peers of the local network will not be found"))
+        .ok()
 }
 
 fn kademlia(peer_id: PeerId, dht: Dht) -> kad::Behaviour<MemoryStore> {

@@ -8,9 +8,9 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use libp2p::core::ConnectedPoint;
 use libp2p::kad::{self, QueryId, RecordKey};
-use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::{Multiaddr, PeerId, Swarm, identify};
+use libp2p::swarm::{DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -135,6 +135,7 @@ impl EventLoop {
         mut self,
         mut commands: mpsc::Receiver<Command>,
         mut searches: mpsc::Receiver<FindProviders>,
+        mut places: watch::Receiver<BTreeSet<Multiaddr>>,
         stop: CancellationToken,
     ) {
         for address in std::mem::take(&mut self.announce) {
@@ -151,6 +152,7 @@ impl EventLoop {
                 event = self.swarm.select_next_some() => self.on_event(event),
                 Some(command) = commands.recv() => self.on_command(command),
                 Some(search) = searches.recv() => self.find_providers(search),
+                Ok(()) = places.changed() => self.on_places(&places),
                 _ = round.tick() => self.round(),
                 _ = save.tick() => self.save_peers().await,
                 _ = renew.tick() => {
@@ -232,7 +234,26 @@ impl EventLoop {
                 self.dial(peer, addresses);
             }
         }
+        for place in self.mesh.due(Instant::now()) {
+            // From a port of its own: two daemons that dial each other from where they listen would meet in one connection
+            // that both have opened.
+            let options = DialOpts::unknown_peer_id().address(place).allocate_new_port().build();
+            if let Err(error) = self.swarm.dial(options) {
+                tracing::trace!(%error, "not dialled");
+            }
+        }
         self.announce_some();
+    }
+
+    /// The places where trusted peers are have changed.
+    fn on_places(&mut self, places: &watch::Receiver<BTreeSet<Multiaddr>>) {
+        self.mesh.set_places(&places.borrow(), Instant::now());
+        self.peers.keys().for_each(|peer| self.keep(peer));
+    }
+
+    /// Keeps a connection open, or no longer.
+    fn keep(&self, peer: &PeerId) {
+        self.control.keep_alive(peer, self.book.is_wanted(peer) || self.mesh.is_trusted(peer));
     }
 
     pub(super) fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
@@ -277,6 +298,10 @@ impl EventLoop {
                 self.mesh.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
             }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
+            SwarmEvent::OutgoingConnectionError { error: DialError::LocalPeerId { address }, .. } => {
+                self.mesh.is_ours(&address);
+            }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 tracing::debug!(?peer_id, %error, "not connected");
             }
@@ -294,23 +319,43 @@ impl EventLoop {
     }
 
     fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
-        if let ConnectedPoint::Dialer { address, .. } = endpoint {
+        let dialled = match endpoint {
+            ConnectedPoint::Dialer { address, .. } => Some(address),
+            ConnectedPoint::Listener { .. } => None,
+        };
+        if let Some(address) = dialled {
             let known = self.peers.entry(peer).or_default();
             if known.dialled.len() < DIALLED_MAX && !known.dialled.contains(address) {
                 known.dialled.push(address.clone());
                 known.addresses.push(address.clone());
             }
         }
-        if self.book.is_wanted(&peer) || self.mesh.is_trusted(&peer) {
-            self.control.keep_alive(&peer, true);
-        }
+        self.mesh.connected(peer, dialled);
+        self.keep(&peer);
         if !first {
             return;
         }
         tracing::debug!(peer.id = %peer, "connected");
         self.peers.entry(peer).or_default();
-        self.mesh.connected(peer);
         self.tell_bitswap(peer, true);
+    }
+
+    /// Peers of the local network. Where they are is told to the swarm by who found them.
+    fn on_mdns(&mut self, event: mdns::Event) {
+        match event {
+            mdns::Event::Discovered(found) => {
+                found.into_iter().for_each(|(peer, _)| self.book.found(peer, Instant::now()));
+            }
+            mdns::Event::Expired(gone) => {
+                let there: HashSet<PeerId> = match self.swarm.behaviour().mdns.as_ref() {
+                    Some(mdns) => mdns.discovered_nodes().copied().collect(),
+                    None => HashSet::new(),
+                };
+                gone.iter()
+                    .filter(|(peer, _)| !there.contains(peer))
+                    .for_each(|(peer, _)| self.book.lost(peer));
+            }
+        }
     }
 
     fn tell_bitswap(&self, peer: PeerId, connected: bool) {

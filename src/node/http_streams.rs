@@ -40,8 +40,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(25);
 /// How long a body may bring nothing.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of what is read ahead of the body's reader.
-const BUFFER_BYTES_MAX: usize = 512 * 1024;
+/// What is read at a time, and the most that the head of an answer may have. All of it is zeroed for each read, so that
+/// more costs more than it saves: a frame of yamux has 16 KiB.
+const READ_BYTES: usize = 64 * 1024;
 const HEADERS_MAX: usize = 64;
 
 /// Sends requests. Cheap to clone.
@@ -128,7 +129,7 @@ async fn ask(
     }
     let mut builder = http1::Builder::new();
     // A stream takes one slice at a time; without this hyper copies slices together to have one.
-    builder.max_buf_size(BUFFER_BYTES_MAX).max_headers(HEADERS_MAX).writev(true);
+    builder.read_buf_exact_size(Some(READ_BYTES)).max_headers(HEADERS_MAX).writev(true);
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream.compat())).await.map_err(failed)?;
     let mut connection = Some(Box::pin(connection));
     let response = {

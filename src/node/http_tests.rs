@@ -34,17 +34,23 @@ struct Node {
 
 impl Node {
     async fn trusting(peers: Vec<Multiaddr>) -> Self {
+        Self::listening("/ip4/127.0.0.1/tcp/0".parse().unwrap(), peers).await
+    }
+
+    async fn listening(address: Multiaddr, peers: Vec<Multiaddr>) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         let tasks = Tasks::new();
         let config = NodeConfig {
-            listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
+            listen: vec![address],
             announce: Vec::new(),
             bootstrap: Vec::new(),
             peers,
             followed: Vec::new(),
             agent: "shoal/test".to_owned(),
             connections_max: 100,
+            swarm_key: None,
+            mdns: false,
         };
         let (client, streams) = start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         Self { client, streams, tasks, _folder: folder }
@@ -216,4 +222,18 @@ async fn the_mesh_is_who_the_config_trusts_for_as_long_as_they_are_connected() {
 
     trusted.tasks.shutdown(PATIENCE).await;
     one.until_mesh(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_is_our_own_is_left_alone_and_the_other_daemon_there_is_found() {
+    let one = Node::trusting(vec![]).await;
+    let own_port: Multiaddr = {
+        // A free port, which the node is told of before it listens.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        format!("/ip4/127.0.0.1/tcp/{free}").parse().unwrap()
+    };
+    let other: Multiaddr = one.address().iter().take(2).collect();
+    let two = Node::listening(own_port.clone(), vec![own_port, other]).await;
+    two.until_mesh(&[one.peer()]).await;
+    assert_eq!(two.client.stats().peers, 1);
 }

@@ -11,15 +11,19 @@ mod http_streams;
 #[cfg(test)]
 mod http_tests;
 mod mesh;
+mod names;
 mod peers;
+mod places;
 mod providers;
 mod providing;
 mod queries;
 mod routing;
 pub mod streams;
+mod swarm_key;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
 use std::time::Duration;
 
@@ -38,6 +42,7 @@ pub use client::{NodeClient, NodeStats};
 use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
+pub use swarm_key::{SwarmKey, SwarmKeyError};
 
 /// Commands that may wait for the event loop.
 const COMMANDS_QUEUED_MAX: usize = 1024;
@@ -59,7 +64,8 @@ pub struct NodeConfig {
     pub announce: Vec<Multiaddr>,
     /// Who is dialled first, and again when lost.
     pub bootstrap: Vec<Multiaddr>,
-    /// Who is always kept connected, and trusted with what was pulled through.
+    /// Who is always kept connected, and trusted with what was pulled through. Without a peer id at its end an address
+    /// stands for whoever answers there; a name, for all of its addresses.
     pub peers: Vec<Multiaddr>,
     /// Names whose records are reported when peers put them to us.
     pub followed: Vec<IpnsName>,
@@ -67,6 +73,10 @@ pub struct NodeConfig {
     pub agent: String,
     /// Connections that others may open.
     pub connections_max: u32,
+    /// Of the private network that the node is in, if any: all its peers are trusted, and it has no QUIC.
+    pub swarm_key: Option<SwarmKey>,
+    /// Whether peers of the local network are found by mDNS, and told of this one.
+    pub mdns: bool,
 }
 
 /// Why a node does not start.
@@ -117,7 +127,8 @@ pub async fn start(
         crowd: client::Crowd { expecting: true, ..Default::default() },
         ..Default::default()
     });
-    let mesh = Mesh::new(&config.peers);
+    let mesh = Mesh::new(&config.peers, config.swarm_key.is_some());
+    let places = find_places(tasks, &config.peers);
     let http = HttpStreams::new(control.clone());
     let view_of = view.subscribe();
     let node =
@@ -136,11 +147,22 @@ pub async fn start(
         view,
         tasks,
     );
-    tasks.spawn("swarm", |stop| event_loop.run(inbox, searches, stop));
+    tasks.spawn("swarm", |stop| event_loop.run(inbox, searches, places, stop));
     tokio::time::timeout(LISTEN_TIMEOUT, node.listening(listeners))
         .await
         .map_err(|_| NodeError::ListenTimeout)?;
     Ok((node, peer_streams))
+}
+
+/// Where trusted peers are whose ids the config does not name.
+fn find_places(tasks: &Tasks, peers: &[Multiaddr]) -> watch::Receiver<BTreeSet<Multiaddr>> {
+    let (sender, places) = watch::channel(BTreeSet::new());
+    let nameless: Vec<_> =
+        peers.iter().filter(|address| peers::peer_of(address).is_none()).cloned().collect();
+    if !nameless.is_empty() {
+        tasks.spawn("names", |stop| names::resolve(nameless, sender, stop));
+    }
+    places
 }
 
 fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Multiaddr]) -> Result<(), NodeError> {

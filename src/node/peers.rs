@@ -1,5 +1,5 @@
-//! Whom to dial: the peers of the config until they are connected, and again when they are lost; those known from before
-//! while there are few others. No I/O: the event loop dials.
+//! Whom to dial: the peers of the config, and those that are near, until they are connected, and again when they are lost;
+//! those known from before once. No I/O: the event loop dials.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,20 +17,54 @@ const KNOWN_DIALLED_MAX: usize = 16;
 /// Peers remembered over a restart.
 pub(super) const KNOWN_MAX: usize = 128;
 
-/// The peers that the config names.
+/// Peers of the local network that are dialled.
+const NEAR_MAX: usize = 256;
+
+/// Who is to be connected.
 pub(super) struct Book {
+    /// Named by the config.
     wanted: HashMap<PeerId, Wanted>,
     /// Dialled once, after the start.
     known: Vec<(PeerId, Vec<Multiaddr>)>,
+    /// Found in the local network; where they are is known to who found them.
+    near: HashMap<PeerId, Backoff>,
 }
 
 struct Wanted {
     addresses: Vec<Multiaddr>,
+    backoff: Backoff,
+}
+
+/// When to try again.
+pub(super) struct Backoff {
     next: Instant,
     pause: Duration,
 }
 
+impl Backoff {
+    /// Due at once.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { next: now, pause: PAUSE.0 }
+    }
+
+    /// Whether to try now; the next try is then due after a longer pause. What is lost is due after the shortest one.
+    pub(super) fn is_due(&mut self, now: Instant, is_connected: bool) -> bool {
+        if is_connected {
+            self.pause = PAUSE.0;
+            self.next = now + PAUSE.0;
+            return false;
+        }
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.pause;
+            self.pause = (self.pause * 2).min(PAUSE.1);
+        }
+        due
+    }
+}
+
 impl Book {
+    /// Of `peers`, those with a peer id; of whom they are is for [`Mesh`](super::mesh::Mesh) to say.
     pub(super) fn new(
         own: PeerId,
         bootstrap: &[Multiaddr],
@@ -38,10 +72,10 @@ impl Book {
         known: &[KnownPeer],
     ) -> Result<Self, NodeError> {
         let mut wanted: HashMap<PeerId, Wanted> = HashMap::new();
-        for address in bootstrap.iter().chain(peers) {
+        for address in bootstrap.iter().chain(peers.iter().filter(|address| peer_of(address).is_some())) {
             let peer = peer_of(address).ok_or_else(|| NodeError::NoPeerId(address.clone()))?;
             if peer != own {
-                let fresh = || Wanted { addresses: Vec::new(), next: Instant::now(), pause: PAUSE.0 };
+                let fresh = || Wanted { addresses: Vec::new(), backoff: Backoff::new(Instant::now()) };
                 wanted.entry(peer).or_insert_with(fresh).addresses.push(address.clone());
             }
         }
@@ -50,7 +84,7 @@ impl Book {
             Some((peer.peer_id.parse().ok()?, addresses))
         });
         let known = known.filter(|(peer, _)| *peer != own && !wanted.contains_key(peer));
-        Ok(Self { known: known.take(KNOWN_DIALLED_MAX).collect(), wanted })
+        Ok(Self { known: known.take(KNOWN_DIALLED_MAX).collect(), wanted, near: HashMap::new() })
     }
 
     /// Whom to dial now, and where.
@@ -61,16 +95,28 @@ impl Book {
     ) -> Vec<(PeerId, Vec<Multiaddr>)> {
         let mut due = std::mem::take(&mut self.known);
         for (peer, wanted) in &mut self.wanted {
-            if is_connected(peer) {
-                wanted.pause = PAUSE.0;
-                wanted.next = now + PAUSE.0;
-            } else if now >= wanted.next {
-                wanted.next = now + wanted.pause;
-                wanted.pause = (wanted.pause * 2).min(PAUSE.1);
+            if wanted.backoff.is_due(now, is_connected(peer)) {
                 due.push((*peer, wanted.addresses.clone()));
             }
         }
+        let near = self.near.iter_mut().filter(|(peer, _)| !self.wanted.contains_key(*peer));
+        let near = near.filter_map(|(peer, backoff)| {
+            backoff.is_due(now, is_connected(peer)).then_some((*peer, Vec::new()))
+        });
+        due.extend(near);
         due
+    }
+
+    /// Takes in a peer that was found in the local network.
+    pub(super) fn found(&mut self, peer: PeerId, now: Instant) {
+        if self.near.len() < NEAR_MAX {
+            self.near.entry(peer).or_insert_with(|| Backoff::new(now));
+        }
+    }
+
+    /// Forgets a peer that the local network does not tell of any more.
+    pub(super) fn lost(&mut self, peer: &PeerId) {
+        self.near.remove(peer);
     }
 
     /// Whether the config names this peer: its connection is kept open.
@@ -79,7 +125,7 @@ impl Book {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.wanted.is_empty() && self.known.is_empty()
+        self.wanted.is_empty() && self.known.is_empty() && self.near.is_empty()
     }
 }
 
@@ -115,6 +161,20 @@ mod tests {
     fn an_address_without_a_peer_id_is_refused() {
         let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
         assert!(matches!(Book::new(PeerId::random(), &[address], &[], &[]), Err(NodeError::NoPeerId(_))));
+    }
+
+    #[test]
+    fn a_peer_of_the_local_network_is_dialled_while_it_is_there() {
+        let mut book = Book::new(PeerId::random(), &[], &[], &[]).unwrap();
+        let (peer, now) = (PeerId::random(), Instant::now());
+        book.found(peer, now);
+        book.found(peer, now);
+        assert_eq!(book.due(now, |_| false), [(peer, vec![])]);
+        assert!(!book.is_wanted(&peer));
+        book.lost(&peer);
+        assert!(book.due(now + Duration::from_secs(60), |_| false).is_empty());
+        (0..2 * NEAR_MAX).for_each(|_| book.found(PeerId::random(), now));
+        assert_eq!(book.due(now, |_| false).len(), NEAR_MAX);
     }
 
     #[test]

@@ -53,6 +53,8 @@ impl Node {
             followed: followed.to_vec(),
             agent: "shoal/test".to_owned(),
             connections_max: 100,
+            swarm_key: None,
+            mdns: false,
         };
         let (client, _) = start(&tasks, &store, key.clone(), config).await.unwrap();
         let node = Self { client, store, tasks, key, folder };

@@ -2,28 +2,37 @@
 //! by `POST` (distribution, "Token authentication" and "OAuth2 token authentication"). Tokens are kept per scope and
 //! renewed before they run out.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::future::ready;
+use std::time::{Duration, SystemTime};
 
 use http_auth::ChallengeParser;
+use moka::Entry;
 use moka::future::Cache;
+use moka::ops::compute::Op;
 use multibase::Base;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Body, Method, Request, Response, StatusCode};
 use serde::Deserialize;
+use tokio::time::Instant;
 use url::Url;
 
 use super::UpstreamError;
 use super::body::whole;
 use super::client::{Get, HttpClient};
 use super::credentials::{Login, Logins};
-use crate::oci::{Host, RepoName};
+use super::endpoint::retry_after;
+use crate::oci::Host;
 
 /// Tokens kept per registry.
 const TOKENS_MAX: u64 = 1024;
-/// What a token lives that does not say it (distribution, "Token response fields").
-const TOKEN_TTL: Duration = Duration::from_secs(60);
+/// What a token lives that does not say it, and the least that one may say (distribution, "Token response fields").
+const TOKEN_TTL_MIN: Duration = Duration::from_secs(60);
 const TOKEN_TTL_MAX: Duration = Duration::from_secs(3600);
+/// The part of its life after which a token is renewed.
+const RENEWED_AFTER: f64 = 0.8;
+const SCOPE_BYTES_MAX: usize = 512;
+/// What 429 of a token server without `Retry-After` is taken to mean.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(10);
 const TOKEN_ANSWER_BYTES_MAX: usize = 256 * 1024;
 /// Challenges that are looked at.
 const CHALLENGES_MAX: usize = 8;
@@ -57,7 +66,8 @@ struct Token {
 struct TokenAnswer {
     token: Option<String>,
     access_token: Option<String>,
-    expires_in: Option<u64>,
+    /// Seconds; a number of any kind.
+    expires_in: Option<f64>,
 }
 
 impl Auth {
@@ -66,48 +76,58 @@ impl Auth {
         Self { host, client, logins, tokens, plain_http }
     }
 
-    /// The strongest challenge of an answer that we can meet.
-    pub(super) fn challenge(&self, response: &Response) -> Option<Challenge> {
+    /// The strongest challenge of an answer that we can meet, and the scope it names, if that is for pulling alone.
+    pub(super) fn challenge(&self, response: &Response) -> Option<(Challenge, Option<String>)> {
         let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
         let texts: Vec<&str> = headers.filter_map(|header| header.to_str().ok()).collect();
         strongest(&texts)
     }
 
-    /// What to show for pulling from a repository. `refused`: what was shown before did not do.
+    /// What to show for `scope`. `refused`: what was shown before and did not do; if there is nothing else it is
+    /// returned again.
     pub(super) async fn answer(
         &self,
         challenge: &Challenge,
-        repo: &RepoName,
-        refused: bool,
+        scope: &str,
+        refused: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>, UpstreamError> {
         match challenge {
-            Challenge::Basic => match self.logins.get().await? {
-                Some(Login::Password(user, password)) => {
-                    basic(&user, password.reveal()).map(Some).ok_or_else(|| self.unusable())
+            Challenge::Basic => {
+                let shown = self.basic().await?;
+                if shown.is_none() || shown.as_ref() != refused {
+                    return Ok(shown);
                 }
-                Some(Login::RefreshToken(_)) | None => Ok(None),
-            },
+                self.logins.forget();
+                self.basic().await
+            }
             Challenge::Bearer { realm, service } => {
-                let scope = format!("repository:{repo}:pull");
-                let key = (realm.clone(), service.clone(), scope.clone());
+                let key = (realm.clone(), service.clone(), scope.to_owned());
                 let known = self.tokens.get(&key).await;
-                if refused || known.is_some_and(|token| token.renew_at <= Instant::now()) {
-                    self.tokens.invalidate(&key).await;
+                let spent =
+                    |token: &Token| token.renew_at <= Instant::now() || Some(&token.header) == refused;
+                if known.as_ref().is_some_and(spent) {
+                    // Looked at once more: somebody else may just have renewed it.
+                    let remove = |entry: Option<Entry<_, Token>>| {
+                        ready(match entry.is_some_and(|entry| spent(entry.value())) {
+                            true => Op::Remove,
+                            false => Op::Nop,
+                        })
+                    };
+                    self.tokens.entry(key.clone()).and_compute_with(remove).await;
                 }
-                let fetch = self.fetch_token(realm, service.as_deref(), &scope);
+                let fetch = self.fetch_token(realm, service.as_deref(), scope);
                 let token = self.tokens.try_get_with(key, fetch).await;
-                token.map(|token| Some(token.header)).map_err(|error| self.again(&error))
+                token.map(|token| Some(token.header)).map_err(|error| (*error).clone())
             }
         }
     }
 
-    /// The error of a fetch that several waited for.
-    fn again(&self, error: &Arc<UpstreamError>) -> UpstreamError {
-        let (host, detail) = (self.host.clone(), error.to_string());
-        match &**error {
-            UpstreamError::Timeout { waited, .. } => UpstreamError::Timeout { host, waited: *waited },
-            error if error.is_transient() => UpstreamError::Unreachable { host, reason: detail },
-            _ => UpstreamError::Unauthorized { host, detail },
+    async fn basic(&self) -> Result<Option<HeaderValue>, UpstreamError> {
+        match self.logins.get().await? {
+            Some(Login::Password(user, password)) => {
+                basic(&user, password.reveal()).map(Some).ok_or_else(|| self.unusable())
+            }
+            Some(Login::RefreshToken(_)) | None => Ok(None),
         }
     }
 
@@ -195,30 +215,40 @@ impl Auth {
 
     async fn read(&self, response: Response) -> Result<Token, UpstreamError> {
         let (host, status) = (self.host.clone(), response.status());
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(UpstreamError::Status { host, status: status.as_u16() });
+        let retry_after = retry_after(response.headers(), SystemTime::now());
+        if status.is_server_error() {
+            return Err(UpstreamError::Status { host, status: status.as_u16(), retry_after });
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            let retry_after = retry_after.unwrap_or(RETRY_AFTER_DEFAULT);
+            return Err(UpstreamError::RateLimited { host, retry_after });
         }
         if !status.is_success() {
+            // A helper may have had better ones in the meantime.
+            self.logins.forget();
             let detail = format!("its token server answered {}", status.as_u16());
             return Err(UpstreamError::Unauthorized { host, detail });
         }
         let body = whole(&host, response, "a token", TOKEN_ANSWER_BYTES_MAX).await?;
         let malformed =
             |reason: String| UpstreamError::Malformed { host: host.clone(), what: "a token", reason };
+        // What serde says of it might have a part of the token in it.
         let answer: TokenAnswer =
-            serde_json::from_slice(&body).map_err(|error| malformed(error.to_string()))?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+            serde_json::from_slice(&body).map_err(|_| malformed("it is not the JSON of one".to_owned()))?;
+        let mut tokens = [answer.token, answer.access_token].into_iter().flatten();
+        let token = tokens.find(|token| !token.is_empty());
         let token = token.ok_or_else(|| malformed("it has none".to_owned()))?;
         let mut header = HeaderValue::try_from(format!("Bearer {token}"))
             .map_err(|_| malformed("it is no header".to_owned()))?;
         header.set_sensitive(true);
-        let lives = answer.expires_in.map_or(TOKEN_TTL, Duration::from_secs).min(TOKEN_TTL_MAX);
-        Ok(Token { header, renew_at: Instant::now() + lives.mul_f32(0.8) })
+        let lives = answer.expires_in.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let lives = lives.unwrap_or_default().clamp(TOKEN_TTL_MIN, TOKEN_TTL_MAX);
+        Ok(Token { header, renew_at: Instant::now() + lives.mul_f64(RENEWED_AFTER) })
     }
 }
 
 /// Bearer goes before Basic.
-fn strongest(headers: &[&str]) -> Option<Challenge> {
+fn strongest(headers: &[&str]) -> Option<(Challenge, Option<String>)> {
     let mut basic = None;
     for header in headers {
         for challenge in ChallengeParser::new(header).take(CHALLENGES_MAX) {
@@ -230,14 +260,22 @@ fn strongest(headers: &[&str]) -> Option<Challenge> {
             if challenge.scheme.eq_ignore_ascii_case("bearer") {
                 let realm = parameter("realm").and_then(|realm| Url::parse(&realm).ok());
                 if let Some(realm) = realm.filter(|realm| matches!(realm.scheme(), "http" | "https")) {
-                    return Some(Challenge::Bearer { realm, service: parameter("service") });
+                    let scope = parameter("scope").filter(|scope| is_for_pulling(scope));
+                    return Some((Challenge::Bearer { realm, service: parameter("service") }, scope));
                 }
             } else if challenge.scheme.eq_ignore_ascii_case("basic") {
-                basic = Some(Challenge::Basic);
+                basic = Some((Challenge::Basic, None));
             }
         }
     }
     basic
+}
+
+/// No token is asked for that could do more.
+fn is_for_pulling(scope: &str) -> bool {
+    let repository = scope.strip_prefix("repository:").and_then(|rest| rest.strip_suffix(":pull"));
+    repository.is_some_and(|name| !name.is_empty() && !name.contains([' ', ':', ',']))
+        && scope.len() <= SCOPE_BYTES_MAX
 }
 
 fn basic(user: &str, password: &str) -> Option<HeaderValue> {
@@ -257,16 +295,43 @@ mod tests {
     fn the_strongest_challenge_is_met() {
         let bearer =
             r#"Bearer realm="https://auth.example/token",service="registry",scope="repository:a:pull""#;
-        let Some(Challenge::Bearer { realm, service }) = strongest(&["Basic realm=\"x\"", bearer]) else {
+        let Some((Challenge::Bearer { realm, service }, scope)) = strongest(&["Basic realm=\"x\"", bearer])
+        else {
             panic!("a bearer challenge was expected");
         };
+        assert_eq!(scope.as_deref(), Some("repository:a:pull"));
         assert_eq!((realm.as_str(), service.as_deref()), ("https://auth.example/token", Some("registry")));
-        assert_eq!(strongest(&[r#"basic realm="x""#]), Some(Challenge::Basic));
+        assert_eq!(strongest(&[r#"basic realm="x""#]), Some((Challenge::Basic, None)));
         assert_eq!(strongest(&[r#"Bearer realm="file:///etc/passwd""#]), None);
         assert_eq!(strongest(&["Negotiate"]), None);
     }
 
+    #[test]
+    fn no_scope_is_taken_from_a_challenge_but_for_pulling() {
+        for (scope, taken) in [
+            ("repository:hub/library/alpine:pull", true),
+            ("repository:a:pull,push", false),
+            ("repository:a:pull repository:b:push", false),
+            ("repository:a:push repository:b:pull", false),
+            ("repository::pull", false),
+            ("registry:catalog:*", false),
+            ("*", false),
+        ] {
+            assert_eq!(is_for_pulling(scope), taken, "{scope}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_challenge_is_read_as_it_was_meant(
+            path in "[a-z/]{0,20}", service in "[a-z. ]{1,20}", comma in ", ?",
+        ) {
+            let header = format!(r#"Bearer realm="https://auth.example/{path}"{comma}service="{service}""#);
+            let realm = Url::parse(&format!("https://auth.example/{path}")).unwrap();
+            let bearer = Challenge::Bearer { realm, service: Some(service) };
+            prop_assert_eq!(strongest(&[&header]), Some((bearer, None)));
+        }
+
         #[test]
         fn any_challenge_is_read_or_refused(text in "\\PC{0,200}") {
             let _ = strongest(&[&text]);

@@ -21,9 +21,9 @@ const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct BlobBody {
     /// Of the whole blob. `None`: upstream does not say.
     pub size_bytes: Option<u64>,
-    /// Where it begins: what was asked for, or 0 if upstream knows no ranges.
+    /// Where it begins: what was asked for, or 0 if upstream knows no ranges; then it does not end where it was asked to.
     pub at: u64,
-    /// Ends with an error if less comes than was said.
+    /// Ends with an error if less comes than was said or asked for.
     pub bytes: BoxStream<'static, Result<Bytes, UpstreamError>>,
 }
 

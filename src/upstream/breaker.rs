@@ -1,7 +1,9 @@
 //! When an endpoint is left in peace: after some failures in a row, for a while that doubles, so that a dead registry does
 //! not cost every request its time-out. Pure: time is a parameter.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Failures in a row that end the asking.
 const FAILURES_MAX: u32 = 4;

@@ -41,40 +41,61 @@ pub(super) struct Get {
     pub(super) authorization: Option<HeaderValue>,
 }
 
+/// The client that registries of this config may share. Reads files: not for an asynchronous thread that serves. `name`
+/// is the key below `mirror.registries` that errors lead to.
+pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, UpstreamError> {
+    let wrong = |key: &'static str| {
+        move |error: reqwest::Error| UpstreamError::Config {
+            registry: name.to_owned(),
+            key,
+            reason: innermost(&error),
+        }
+    };
+    let read = |key: &'static str, path: &Path| {
+        std::fs::read(path).map_err(|error| UpstreamError::File {
+            registry: name.to_owned(),
+            key,
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
+    };
+    let mut builder = Client::builder()
+        .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
+        .redirect(Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .http2_adaptive_window(true)
+        .tls_danger_accept_invalid_certs(config.insecure);
+    if let Some(proxy) = &config.http_proxy {
+        let mut url = proxy.url.clone();
+        if let Some((user, password)) = &proxy.login {
+            let set = url.set_username(user).and_then(|()| url.set_password(Some(password.reveal())));
+            debug_assert!(set.is_ok(), "it was taken from such a URL");
+        }
+        builder = builder.proxy(Proxy::all(url).map_err(wrong("httpproxy"))?);
+    }
+    if let Some(path) = &config.ca {
+        let authorities = Certificate::from_pem_bundle(&read("ca", path)?).map_err(wrong("ca"))?;
+        if authorities.is_empty() {
+            let reason = format!("{} has no certificate in PEM", path.display());
+            return Err(UpstreamError::Config { registry: name.to_owned(), key: "ca", reason });
+        }
+        builder = authorities.into_iter().fold(builder, |builder, ca| builder.add_root_certificate(ca));
+    }
+    if let Some((certificate, key)) = &config.client_certificate {
+        let mut pem = read("certificate", certificate)?;
+        pem.push(b'\n');
+        pem.extend(read("key", key)?);
+        builder = builder.identity(Identity::from_pem(&pem).map_err(wrong("certificate"))?);
+    }
+    builder.build().map_err(wrong("upstream"))
+}
+
 impl HttpClient {
-    pub(super) fn new(host: &Host, config: &RegistryConfig) -> Result<Self, UpstreamError> {
-        let wrong = |key: &'static str| {
-            move |error: reqwest::Error| UpstreamError::Config {
-                host: host.clone(),
-                key,
-                reason: innermost(&error),
-            }
-        };
-        let mut builder = Client::builder()
-            .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .http2_adaptive_window(true)
-            .tls_danger_accept_invalid_certs(config.insecure);
-        if let Some(proxy) = &config.http_proxy {
-            builder = builder.proxy(Proxy::all(proxy.clone()).map_err(wrong("httpproxy"))?);
-        }
-        if let Some(path) = &config.ca {
-            let pem = read(host, "ca", path)?;
-            let authorities = Certificate::from_pem_bundle(&pem).map_err(wrong("ca"))?;
-            builder = authorities.into_iter().fold(builder, |builder, ca| builder.add_root_certificate(ca));
-        }
-        if let Some((certificate, key)) = &config.client_certificate {
-            let mut pem = read(host, "certificate", certificate)?;
-            pem.push(b'\n');
-            pem.extend(read(host, "key", key)?);
-            builder = builder.identity(Identity::from_pem(&pem).map_err(wrong("certificate"))?);
-        }
-        let client = builder.build().map_err(wrong("upstream"))?;
-        Ok(Self { host: host.clone(), client, insecure: config.insecure })
+    pub(super) fn new(host: Host, client: Client, insecure: bool) -> Self {
+        Self { host, client, insecure }
     }
 
     /// Sends a request and follows redirects, without the credentials wherever another host, port or scheme is meant.
@@ -117,13 +138,4 @@ impl HttpClient {
         };
         self.client.execute(request).await.map_err(unreachable)
     }
-}
-
-fn read(host: &Host, key: &'static str, path: &Path) -> Result<Vec<u8>, UpstreamError> {
-    std::fs::read(path).map_err(|error| UpstreamError::File {
-        host: host.clone(),
-        key,
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
 }

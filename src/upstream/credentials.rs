@@ -1,15 +1,17 @@
 //! What a registry is told of who we are: from the config, from a credential helper, or from a config.json of Docker.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
+use moka::future::Cache;
 use multibase::Base;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::UpstreamError;
@@ -17,6 +19,7 @@ use crate::config::{Credentials, Secret};
 use crate::oci::Host;
 
 const DOCKER_HUB: &str = "docker.io";
+const DOCKER_HUB_HOSTS: &[&str] = &["docker.io", "index.docker.io", "registry-1.docker.io"];
 /// What Docker calls Docker Hub where it keeps credentials.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 /// The user name that says that the secret is a refresh token.
@@ -24,8 +27,10 @@ const TOKEN_USER: &str = "<token>";
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 const HELPER_OUTPUT_BYTES_MAX: u64 = 64 * 1024;
 const DOCKER_CONFIG_BYTES_MAX: u64 = 4 << 20;
-/// How long the answer of a helper is believed.
+/// How long the answer of a helper is believed …
 const HELPER_TTL: Duration = Duration::from_secs(300);
+/// … of which one is asked per registry, or two while a config.json changes.
+const HELPERS_MAX: u64 = 2;
 
 /// Who we are, to one registry.
 #[derive(Clone, Debug)]
@@ -39,20 +44,18 @@ pub(super) enum Login {
 pub(super) struct Logins {
     host: Host,
     credentials: Credentials,
-    last: Mutex<Option<(Stamp, Option<Login>)>>,
+    /// By the name of the helper.
+    helpers: Cache<String, Option<Login>>,
+    docker_config: Mutex<Option<(Stamp, Found)>>,
 }
 
-/// For how long a login may be used again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Stamp {
-    /// The file has not been changed.
-    File(Option<SystemTime>),
-    Until(Instant),
-}
+/// When a file was changed, and its size in bytes: while it is the same, the file is.
+type Stamp = (Option<SystemTime>, u64);
 
 impl Logins {
     pub(super) fn new(host: Host, credentials: Credentials) -> Self {
-        Self { host, credentials, last: Mutex::default() }
+        let helpers = Cache::builder().max_capacity(HELPERS_MAX).time_to_live(HELPER_TTL).build();
+        Self { host, credentials, helpers, docker_config: Mutex::default() }
     }
 
     /// `None`: nobody in particular.
@@ -66,50 +69,56 @@ impl Logins {
         if let Some(helper) = &self.credentials.helper {
             return self.ask_helper(helper).await;
         }
-        match &self.credentials.docker_config {
-            Some(path) => self.look_into_docker_config(path).await,
-            None => Ok(None),
+        let Some(path) = &self.credentials.docker_config else { return Ok(None) };
+        match self.look_into_docker_config(path).await? {
+            Found::Login(login) => Ok(Some(login)),
+            Found::Helper(helper) => self.ask_helper(&helper).await,
+            Found::Nothing => Ok(None),
         }
     }
 
+    /// What was given last did not do: a helper is asked again.
+    pub(super) fn forget(&self) {
+        self.helpers.invalidate_all();
+    }
+
+    /// Runs it once for all who wait.
     async fn ask_helper(&self, helper: &str) -> Result<Option<Login>, UpstreamError> {
-        let mut last = self.last.lock().await;
-        if let Some((Stamp::Until(until), login)) = &*last
-            && Instant::now() < *until
-        {
-            return Ok(login.clone());
-        }
-        let login = run_helper(helper, self.key()).await.map_err(|reason| self.failed(reason))?;
-        *last = Some((Stamp::Until(Instant::now() + HELPER_TTL), login.clone()));
-        Ok(login)
+        let run = async {
+            match helper.contains('/') {
+                true => Err(format!("docker-credential-{helper} is no name of a helper")),
+                false => run_helper(format!("docker-credential-{helper}").as_ref(), self.key()).await,
+            }
+        };
+        let login = self.helpers.try_get_with_by_ref(helper, run).await;
+        login.map_err(|reason| self.failed((*reason).clone()))
     }
 
-    async fn look_into_docker_config(&self, path: &Path) -> Result<Option<Login>, UpstreamError> {
+    async fn look_into_docker_config(&self, path: &Path) -> Result<Found, UpstreamError> {
         let unreadable = |error: std::io::Error| self.failed(format!("{}: {error}", path.display()));
         let metadata = tokio::fs::metadata(path).await.map_err(unreadable)?;
-        let stamp = Stamp::File(metadata.modified().ok());
+        let stamp = (metadata.modified().ok(), metadata.len());
+        let known = self.docker_config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((known, found)) = known
+            && known == stamp
         {
-            let last = self.last.lock().await;
-            if let Some((known, login)) = &*last
-                && *known == stamp
-            {
-                return Ok(login.clone());
-            }
+            return Ok(found);
         }
         if metadata.len() > DOCKER_CONFIG_BYTES_MAX {
             return Err(self.failed(format!("{} is too large", path.display())));
         }
         let text = tokio::fs::read(path).await.map_err(unreadable)?;
-        let config: DockerConfig = serde_json::from_slice(&text)
-            .map_err(|error| self.failed(format!("{}: {error}", path.display())))?;
-        match config.find(&self.host) {
-            Found::Login(login) => {
-                *self.last.lock().await = Some((stamp, Some(login.clone())));
-                Ok(Some(login))
-            }
-            Found::Helper(helper) => self.ask_helper(&helper).await,
-            Found::Nothing => Ok(None),
-        }
+        // What serde says of it might have a part of a secret in it.
+        let config: DockerConfig = serde_json::from_slice(&text).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            self.failed(format!(
+                "{} is no config.json of Docker: line {line}, column {column}",
+                path.display()
+            ))
+        })?;
+        let found = config.find(&self.host);
+        *self.docker_config.lock().unwrap_or_else(PoisonError::into_inner) = Some((stamp, found.clone()));
+        Ok(found)
     }
 
     /// What a store of credentials calls this registry.
@@ -126,22 +135,25 @@ impl Logins {
 }
 
 /// The parts of Docker's config.json that name credentials.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct DockerConfig {
-    auths: HashMap<String, DockerAuth>,
-    cred_helpers: HashMap<String, String>,
+    auths: BTreeMap<String, DockerAuth>,
+    cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Kubernetes writes the user and the password beside `auth`, or instead of it.
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct DockerAuth {
     auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
     identitytoken: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Found {
     Login(Login),
     Helper(String),
@@ -151,32 +163,41 @@ enum Found {
 impl DockerConfig {
     /// As Docker looks: the helper of the registry, the store of all, then what the file itself has.
     fn find(&self, host: &Host) -> Found {
-        let names = |name: &str| {
-            let bare = name.trim_start_matches("https://").trim_start_matches("http://");
-            let bare = bare.split('/').next().unwrap_or_default();
-            bare == host.as_str() || (host.as_str() == DOCKER_HUB && name == DOCKER_HUB_KEY)
-        };
-        if let Some((_, helper)) = self.cred_helpers.iter().find(|(name, _)| names(name)) {
+        if let Some((_, helper)) = self.cred_helpers.iter().find(|(key, _)| names(key, host)) {
             return Found::Helper(helper.clone());
         }
         if let Some(store) = self.creds_store.clone().filter(|store| !store.is_empty()) {
             return Found::Helper(store);
         }
-        let auth = self.auths.iter().find(|(name, _)| names(name)).map(|(_, auth)| auth);
-        let Some(auth) = auth else { return Found::Nothing };
-        if let Some(token) = auth.identitytoken.clone().filter(|token| !token.is_empty()) {
-            return Found::Login(Login::RefreshToken(Secret::new(token)));
-        }
-        let decoded = auth.auth.as_deref().and_then(|auth| Base::Base64Pad.decode(auth).ok());
-        let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
-        match decoded.as_deref().and_then(|text| text.split_once(':')) {
-            Some((user, password)) => {
-                let password = password.trim_end_matches('\0').to_owned();
-                Found::Login(Login::Password(user.to_owned(), Secret::new(password)))
-            }
-            None => Found::Nothing,
-        }
+        let auth = self.auths.iter().find(|(key, _)| names(key, host));
+        auth.and_then(|(_, auth)| auth.login()).map_or(Found::Nothing, Found::Login)
     }
+}
+
+impl DockerAuth {
+    fn login(&self) -> Option<Login> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        if let Some(token) = given(&self.identitytoken) {
+            return Some(Login::RefreshToken(Secret::new(token)));
+        }
+        let Some(auth) = given(&self.auth) else {
+            let password = Secret::new(self.password.clone().unwrap_or_default());
+            return given(&self.username).map(|user| Login::Password(user, password));
+        };
+        let decoded = String::from_utf8(Base::Base64Pad.decode(auth).ok()?).ok()?;
+        let (user, password) = decoded.split_once(':')?;
+        let password = Secret::new(password.trim_end_matches('\0').to_owned());
+        Some(Login::Password(user.to_owned(), password))
+    }
+}
+
+/// Whether a key of config.json means this registry as a whole. Podman writes keys for single repositories too.
+fn names(key: &str, host: &Host) -> bool {
+    let bare = key.trim_start_matches("https://").trim_start_matches("http://");
+    let (name, path) = bare.split_once('/').unwrap_or((bare, ""));
+    let is_whole = matches!(path.trim_end_matches('/'), "" | "v1" | "v2");
+    let is_hub = host.as_str() == DOCKER_HUB && DOCKER_HUB_HOSTS.contains(&name);
+    is_whole && (name == host.as_str() || is_hub)
 }
 
 #[derive(Deserialize)]
@@ -186,11 +207,10 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// Asks `docker-credential-NAME`, without a shell (docker-credential-helpers, "Development").
-async fn run_helper(name: &str, key: &str) -> Result<Option<Login>, String> {
-    let program = PathBuf::from(format!("docker-credential-{name}"));
+/// Asks a credential helper, without a shell (docker-credential-helpers, "Development").
+async fn run_helper(program: &Path, key: &str) -> Result<Option<Login>, String> {
     let run = async {
-        let mut child = Command::new(&program)
+        let mut child = Command::new(program)
             .arg("get")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -198,7 +218,11 @@ async fn run_helper(name: &str, key: &str) -> Result<Option<Login>, String> {
             .kill_on_drop(true)
             .spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(key.as_bytes()).await?;
+            // A helper that knows one registry only need not listen.
+            match stdin.write_all(key.as_bytes()).await {
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
+                _ => (),
+            }
         }
         let mut output = Vec::new();
         if let Some(stdout) = child.stdout.take() {
@@ -250,11 +274,66 @@ mod tests {
         assert_eq!(find(auths, "other.example"), "nothing");
         assert_eq!(find(r#"{"credsStore": "secretservice"}"#, "docker.io"), "helper secretservice");
         assert_eq!(find(r#"{"auths": {"a.example": {"auth": "!!"}}}"#, "a.example"), "nothing");
+        let kubernetes = r#"{"auths": {"a.example:5000": {"username": "u", "password": "p:q"}}}"#;
+        assert_eq!(find(kubernetes, "a.example:5000"), "u:p:q");
+        assert_eq!(find(kubernetes, "a.example"), "nothing");
+        assert_eq!(find(r#"{"auths": {"a.example/team": {"auth": "dTpw"}}}"#, "a.example"), "nothing");
+    }
+
+    /// What a helper answers to whoever runs it as `sh -c SCRIPT`, in our words.
+    async fn ask(script: &str) -> Result<String, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("docker-credential-test");
+        // Written by another process: a program that this one has open for writing, or a child of it, cannot be run.
+        let write = format!("cat > '{0}' && chmod 755 '{0}'", program.display());
+        let mut writer =
+            std::process::Command::new("sh").args(["-c", &write]).stdin(Stdio::piped()).spawn().unwrap();
+        let text = format!("#!/bin/sh\n{script}\n");
+        std::io::Write::write_all(&mut writer.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        assert!(writer.wait().unwrap().success());
+        let login = run_helper(&program, "a.example").await?;
+        Ok(match login {
+            Some(Login::Password(user, password)) => format!("{user}:{}", password.reveal()),
+            Some(Login::RefreshToken(token)) => format!("token {}", token.reveal()),
+            None => "nothing".to_owned(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_told_the_registry_and_tells_the_login() {
+        let echo =
+            r#"[ "$1" = get ] && read key; printf '{"ServerURL":"x","Username":"u","Secret":"%s"}' "$key""#;
+        assert_eq!(ask(echo).await.as_deref(), Ok("u:a.example"));
+        let token = r#"printf '{"Username":"<token>","Secret":"t"}'"#;
+        assert_eq!(ask(token).await.as_deref(), Ok("token t"), "though it does not listen");
+        let none = "echo 'credentials not found in native keychain'; exit 1";
+        assert_eq!(ask(none).await.as_deref(), Ok("nothing"));
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_misbehaves_is_named_and_its_output_is_not_shown() {
+        for script in ["echo hunter2", "echo hunter2; exit 3", "yes hunter2", "exit 0"] {
+            let error = ask(script).await.unwrap_err();
+            assert!(error.contains("docker-credential-test") && !error.contains("hunter2"), "{error}");
+        }
     }
 
     #[tokio::test]
     async fn a_helper_that_is_not_there_is_named() {
-        let error = run_helper("shoal-test-nowhere", "a.example").await.unwrap_err();
-        assert!(error.contains("docker-credential-shoal-test-nowhere"), "{error}");
+        let credentials =
+            Credentials { helper: Some("shoal-test-nowhere".to_owned()), ..Credentials::default() };
+        let error = Logins::new("a.example".parse().unwrap(), credentials).get().await.unwrap_err();
+        assert!(error.to_string().contains("docker-credential-shoal-test-nowhere"), "{error}");
+        assert!(error.to_string().contains("a.example"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_path_in_a_config_of_docker_is_no_helper() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), r#"{"credsStore": "../../bin/sh"}"#).unwrap();
+        let docker_config = Some(file.path().to_owned());
+        let credentials = Credentials { docker_config, ..Credentials::default() };
+        let error = Logins::new("a.example".parse().unwrap(), credentials).get().await.unwrap_err();
+        assert!(error.to_string().contains("is no name of a helper"), "{error}");
     }
 }

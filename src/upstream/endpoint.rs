@@ -1,10 +1,11 @@
 //! One address of a registry: what it asked to be shown, whether it is left in peace, and what it says of its limits.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::UpstreamError;
@@ -20,14 +21,63 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(10);
 /// Docker Hub's: pulls that are left, and of how many, such as `76;w=21600`.
 const RATE_REMAINING: &str = "ratelimit-remaining";
 const RATE_LIMIT: &str = "ratelimit-limit";
+/// The segment of a path where the API begins (distribution-spec, "Determining Support").
+const API: &str = "v2";
 
 pub(super) struct Endpoint {
     host: Host,
-    /// What `/v2/…` is appended to.
-    base: Url,
+    base: Base,
     client: HttpClient,
     auth: Auth,
     state: Mutex<State>,
+}
+
+/// What is asked below `/v2/REPO/`.
+#[derive(Clone)]
+pub(super) struct Ask<'a> {
+    pub(super) method: Method,
+    pub(super) repo: &'a RepoName,
+    pub(super) below: String,
+    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) headers: HeaderMap,
+}
+
+/// An endpoint's URL, whose path lies above `/v2`, or says by a `v2` in it where that is: so one repository, or one project
+/// of a registry that mirrors others, stands for a whole registry.
+struct Base {
+    url: Url,
+    /// `/v2/`, with what is above and below it.
+    path: String,
+    /// What comes before our names of repositories: empty, or with a slash behind it.
+    within: String,
+}
+
+impl Base {
+    fn new(url: Url) -> Self {
+        let path = url.path().trim_matches('/');
+        let words: Vec<&str> = path.split('/').filter(|word| !word.is_empty()).collect();
+        let (above, within) = match words.iter().position(|word| *word == API) {
+            Some(at) => (&words[..at], &words[at + 1..]),
+            None => (&words[..], &[][..]),
+        };
+        let slashed = |words: &[&str]| words.iter().map(|word| format!("{word}/")).collect::<String>();
+        let (above, within) = (slashed(above), slashed(within));
+        Self { path: format!("/{above}{API}/{within}"), within, url }
+    }
+
+    fn url_of(&self, ask: &Ask<'_>) -> Url {
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}{}/{}", self.path, ask.repo, ask.below));
+        if !ask.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&ask.query);
+        }
+        url
+    }
+
+    /// What a token for pulling must be good for (distribution, "Token scope documentation").
+    fn scope_of(&self, repo: &RepoName) -> String {
+        format!("repository:{}{repo}:pull", self.within)
+    }
 }
 
 #[derive(Default)]
@@ -39,75 +89,62 @@ struct State {
 }
 
 impl Endpoint {
-    pub(super) fn new(host: &Host, base: Url, config: &RegistryConfig) -> Result<Self, UpstreamError> {
-        let client = HttpClient::new(host, config)?;
+    pub(super) fn new(host: &Host, url: Url, config: &RegistryConfig, client: &Client) -> Self {
+        let client = HttpClient::new(host.clone(), client.clone(), config.insecure);
         let logins = Logins::new(host.clone(), config.credentials.clone());
-        let plain_http = config.insecure || base.scheme() == "http";
+        let plain_http = config.insecure || url.scheme() == "http";
         let auth = Auth::new(host.clone(), client.clone(), logins, plain_http);
-        Ok(Self { host: host.clone(), base, client, auth, state: Mutex::default() })
+        Self { host: host.clone(), base: Base::new(url), client, auth, state: Mutex::default() }
     }
 
-    /// Asks for something below `/v2/REPO/`. `Ok(None)`: it is not there.
+    /// Asks. `Ok(None)`: it is not there. Token, redirects and all, the header of the answer is waited for no longer
+    /// than `patience`.
     pub(super) async fn get(
         &self,
-        method: Method,
-        repo: &RepoName,
-        below: &str,
-        headers: &HeaderMap,
+        ask: &Ask<'_>,
+        patience: Duration,
     ) -> Result<Option<Response>, UpstreamError> {
-        self.may_ask()?;
-        let outcome = match self.try_get(method, repo, below, headers).await {
-            Ok(response) => self.judge(response),
-            Err(error) => Err(error),
-        };
+        let may_ask = self.state().breaker.may_ask(Instant::now());
+        if let Err(wait) = may_ask {
+            let last = self.state().breaker.last().unwrap_or("it asked for it").to_owned();
+            return Err(UpstreamError::Resting { host: self.host.clone(), wait, last });
+        }
+        let late = |_| Err(UpstreamError::Timeout { host: self.host.clone(), waited: patience });
+        let response = timeout(patience, self.try_get(ask)).await.unwrap_or_else(late);
+        let outcome = response.and_then(|response| self.judge(response));
         let mut state = self.state();
         match &outcome {
-            Err(error @ UpstreamError::RateLimited { retry_after, .. }) => {
-                state.breaker.failed(Instant::now(), error.to_string(), Some(*retry_after));
-            }
             Err(error) if error.is_transient() => {
-                state.breaker.failed(Instant::now(), error.to_string(), None);
+                state.breaker.failed(Instant::now(), error.to_string(), error.retry_after());
             }
+            // Nothing was heard of the registry.
+            Err(UpstreamError::Credentials { .. }) => (),
             _ => state.breaker.succeeded(),
         }
         outcome
     }
 
-    fn may_ask(&self) -> Result<(), UpstreamError> {
-        let mut state = self.state();
-        state.breaker.may_ask(Instant::now()).map_err(|wait| {
-            let last = state.breaker.last().unwrap_or("it asked for it").to_owned();
-            UpstreamError::Resting { host: self.host.clone(), wait, last }
-        })
-    }
-
-    async fn try_get(
-        &self,
-        method: Method,
-        repo: &RepoName,
-        below: &str,
-        headers: &HeaderMap,
-    ) -> Result<Response, UpstreamError> {
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}/v2/{repo}/{below}", self.base.path().trim_end_matches('/')));
+    async fn try_get(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
+        let scope = self.base.scope_of(ask.repo);
         let known = self.state().challenge.clone();
-        let authorization = match &known {
-            Some(challenge) => self.auth.answer(challenge, repo, false).await?,
+        let shown = match &known {
+            Some(challenge) => self.auth.answer(challenge, &scope, None).await?,
             None => None,
         };
-        let shown = authorization.is_some();
-        let get = Get { method, url, headers: headers.clone(), authorization };
+        let (method, url, headers) = (ask.method.clone(), self.base.url_of(ask), ask.headers.clone());
+        let get = Get { method, url, headers, authorization: shown.clone() };
         let response = self.client.send(get.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        let Some(challenge) = self.auth.challenge(&response) else { return Ok(response) };
-        let refused = shown && known.as_ref() == Some(&challenge);
-        let Some(authorization) = self.auth.answer(&challenge, repo, refused).await? else {
+        let Some((challenge, wanted)) = self.auth.challenge(&response) else { return Ok(response) };
+        let scope = wanted.unwrap_or(scope);
+        let authorization = self.auth.answer(&challenge, &scope, shown.as_ref()).await?;
+        if authorization.is_none() || authorization == shown {
             return Ok(response);
-        };
+        }
         self.state().challenge = Some(challenge);
-        self.client.send(Get { authorization: Some(authorization), ..get }).await
+        self.client.send(Get { authorization, ..get }).await
     }
 
     /// What an answer means.
@@ -125,7 +162,10 @@ impl Endpoint {
                 let asked = retry_after(response.headers(), SystemTime::now());
                 Err(UpstreamError::RateLimited { host, retry_after: asked.unwrap_or(RETRY_AFTER_DEFAULT) })
             }
-            status => Err(UpstreamError::Status { host, status: status.as_u16() }),
+            status => {
+                let retry_after = retry_after(response.headers(), SystemTime::now());
+                Err(UpstreamError::Status { host, status: status.as_u16(), retry_after })
+            }
         }
     }
 
@@ -158,7 +198,7 @@ impl Endpoint {
 }
 
 /// Seconds, or a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -171,6 +211,39 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_with_v2_in_it_is_taken_as_it_is() {
+        let repo: RepoName = "library/alpine".parse().unwrap();
+        for (url, asked, scope) in [
+            (
+                "https://r.example",
+                "https://r.example/v2/library/alpine/tags/list",
+                "repository:library/alpine:pull",
+            ),
+            (
+                "https://r.example/below/",
+                "https://r.example/below/v2/library/alpine/tags/list",
+                "repository:library/alpine:pull",
+            ),
+            (
+                "https://r.example/v2/hub",
+                "https://r.example/v2/hub/library/alpine/tags/list",
+                "repository:hub/library/alpine:pull",
+            ),
+            (
+                "http://r.example:5000/a/v2/",
+                "http://r.example:5000/a/v2/library/alpine/tags/list",
+                "repository:library/alpine:pull",
+            ),
+        ] {
+            let base = Base::new(url.parse().unwrap());
+            let (below, query, headers) = ("tags/list".to_owned(), Vec::new(), HeaderMap::new());
+            let ask = Ask { method: Method::GET, repo: &repo, below, query, headers };
+            assert_eq!(base.url_of(&ask).as_str(), asked);
+            assert_eq!(base.scope_of(&repo), scope);
+        }
+    }
 
     #[test]
     fn retry_after_is_read_in_both_forms() {

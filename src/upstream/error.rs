@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::oci::{Digest, Host};
 
 /// Each names the registry. None of them means "not there".
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum UpstreamError {
     #[error("{host} wants other credentials than it was given ({detail})")]
     Unauthorized { host: Host, detail: String },
@@ -14,8 +14,9 @@ pub enum UpstreamError {
     Forbidden(Host),
     #[error("{host} has had too many requests from us; ask again in {} s", .retry_after.as_secs())]
     RateLimited { host: Host, retry_after: Duration },
+    /// `retry_after`: for how long it says that it will do no better.
     #[error("{host} answered {status}")]
-    Status { host: Host, status: u16 },
+    Status { host: Host, status: u16, retry_after: Option<Duration> },
     #[error("{host} cannot be reached ({reason})")]
     Unreachable { host: Host, reason: String },
     #[error("{host} gave no answer within {} s", .waited.as_secs())]
@@ -37,16 +38,26 @@ pub enum UpstreamError {
     Resting { host: Host, wait: Duration, last: String },
     #[error("the credentials for {host} cannot be had: {reason}")]
     Credentials { host: Host, reason: String },
-    #[error("config key mirror.registries.{host}.{key}: {reason}")]
-    Config { host: Host, key: &'static str, reason: String },
-    #[error("config key mirror.registries.{host}.{key}: cannot read {}: {reason}", .path.display())]
-    File { host: Host, key: &'static str, path: PathBuf, reason: String },
+    /// `registry` is a key of `mirror.registries`: a host, or `*`.
+    #[error("config key mirror.registries.{registry}.{key}: {reason}")]
+    Config { registry: String, key: &'static str, reason: String },
+    #[error("config key mirror.registries.{registry}.{key}: cannot read {}: {reason}", .path.display())]
+    File { registry: String, key: &'static str, path: PathBuf, reason: String },
 }
 
 impl UpstreamError {
     /// Whether it took all the time that it was given.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Stalled { .. })
+    }
+
+    /// The rest that the registry asked for.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// Whether the same request may go better in a moment, or at another endpoint.

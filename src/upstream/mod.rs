@@ -10,10 +10,16 @@ mod endpoint;
 mod error;
 mod registry;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(test)]
+mod tests;
 
-use crate::config::PullThrough;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+
+use crate::config::{PullThrough, RegistryConfig};
 use crate::oci::Host;
 
 pub use body::BlobBody;
@@ -21,8 +27,8 @@ pub use error::UpstreamError;
 use registry::Registry;
 pub use registry::{Fetched, Head, Upstream};
 
-/// Registries that are known by `"*"` alone; with more, those that come later are unknown.
-const ON_DEMAND_MAX: usize = 256;
+/// Registries that are known by `"*"` alone; of more, those that were not asked for longest are forgotten.
+const ON_DEMAND_MAX: u64 = 256;
 /// The longest `Via` that is passed on; a longer one must be a loop.
 const VIA_BYTES_MAX: usize = 1024;
 
@@ -33,7 +39,9 @@ pub struct Upstreams(Arc<Shared>);
 struct Shared {
     config: PullThrough,
     named: HashMap<Host, Arc<Registry>>,
-    on_demand: Mutex<HashMap<Host, Arc<Registry>>>,
+    /// What registries by `"*"` share.
+    any: Option<reqwest::Client>,
+    on_demand: Cache<Host, Arc<Registry>>,
     /// What we call ourselves in `Via`.
     pseudonym: String,
 }
@@ -54,12 +62,15 @@ impl Upstreams {
     /// `identity` tells us from other mirrors. An error names the config key that has to be mended.
     pub fn new(config: PullThrough, identity: &str) -> Result<Self, UpstreamError> {
         let named = config.registries.iter().map(|(host, config)| {
-            let registry = Registry::new(host.clone(), config.clone())?;
-            Ok((host.clone(), Arc::new(registry)))
+            let client = client::connector(host.as_str(), config)?;
+            Ok((host.clone(), Arc::new(Registry::new(host.clone(), config.clone(), &client))))
         });
         let named = named.collect::<Result<_, UpstreamError>>()?;
+        let any = config.any.as_ref().map(|any| client::connector("*", any)).transpose()?;
+        let on_demand =
+            Cache::builder().max_capacity(ON_DEMAND_MAX).eviction_policy(EvictionPolicy::lru()).build();
         let pseudonym = format!("shoal-{identity}");
-        Ok(Self(Arc::new(Shared { config, named, on_demand: Mutex::default(), pseudonym })))
+        Ok(Self(Arc::new(Shared { config, named, any, on_demand, pseudonym })))
     }
 
     /// A registry by the name that users write before a repository. `None`: it is not mirrored.
@@ -74,17 +85,13 @@ impl Upstreams {
     /// Any registry by its name, where the config says so. Names that only this network can know are none.
     fn on_demand(&self, host: &Host) -> Option<Arc<Registry>> {
         let config = self.0.config.any.as_ref().filter(|_| registry::is_public(host))?;
-        let mut on_demand = self.0.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(registry) = on_demand.get(host) {
-            return Some(registry.clone());
+        let client = self.0.any.as_ref()?;
+        if let Some(registry) = self.0.on_demand.get(host) {
+            return Some(registry);
         }
-        if on_demand.len() >= ON_DEMAND_MAX {
-            return None;
-        }
-        let registry = Registry::new(host.clone(), registry::by_name(host, config)?).ok()?;
-        let registry = Arc::new(registry);
-        on_demand.insert(host.clone(), registry.clone());
-        Some(registry)
+        let config = registry::by_name(host, config)?;
+        let new = || Arc::new(Registry::new(host.clone(), config, client));
+        Some(self.0.on_demand.get_with_by_ref(host, new))
     }
 
     /// What a request means that names no registry.
@@ -105,11 +112,23 @@ impl Upstreams {
         via.map_or(ours.clone(), |via| format!("{via}, {ours}"))
     }
 
+    /// Whether what is pulled through of every registry may be given to peers.
+    pub fn all_are_shared(&self) -> bool {
+        self.configs().all(|config| config.share)
+    }
+
+    pub fn any_is_shared(&self) -> bool {
+        self.configs().any(|config| config.share)
+    }
+
+    fn configs(&self) -> impl Iterator<Item = &RegistryConfig> {
+        self.0.config.registries.values().chain(&self.0.config.any)
+    }
+
     /// Sorted by name.
     pub fn status(&self) -> Vec<UpstreamStatus> {
-        let on_demand = self.0.on_demand.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> =
-            self.0.named.values().chain(on_demand.values()).map(|one| one.status()).collect();
+        let on_demand = self.0.on_demand.iter().map(|(_, registry)| registry.status());
+        let mut all: Vec<_> = self.0.named.values().map(|one| one.status()).chain(on_demand).collect();
         all.sort_by(|a, b| a.host.cmp(&b.host));
         all
     }

@@ -10,22 +10,36 @@ use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
     HeaderName, HeaderValue, RANGE, VIA,
 };
-use reqwest::{Method, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
 use serde::Deserialize;
+use tokio::time::Instant;
 use url::Url;
 
 use super::body::{BlobBody, streamed, whole};
-use super::endpoint::Endpoint;
+use super::endpoint::{Ask, Endpoint};
 use super::{UpstreamError, UpstreamStatus};
 use crate::config::RegistryConfig;
-use crate::oci::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_BYTES_MAX, OCI_INDEX, OCI_MANIFEST};
+use crate::oci::manifest::{
+    DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_BYTES_MAX, OCI_INDEX, OCI_MANIFEST, ParsedManifest, Referrer,
+    parse_referrers,
+};
 use crate::oci::{Algorithm, Digest, Host, Reference, RepoName};
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-/// The pause before the second try, where the first failed at once.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// How long an endpoint has for the header of its answer, token and redirects included …
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
+/// … and if another one comes after it.
+const FAILOVER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Tries in all, each at every endpoint.
 const TRIES_MAX: u32 = 2;
+/// The pause before the second try, unless the registry asks for another …
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// … of at most this; the first try must not have taken longer either. Clients of a mirror have another way: only what a
+/// busy registry mends by itself is worth their time.
+const RETRY_BUDGET: Duration = Duration::from_secs(1);
+const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
+const ANY_TYPE: &str = "*/*";
+const JSON: &str = "application/json";
 /// The largest list of tags or referrers that is read.
 const LIST_BYTES_MAX: usize = 4 << 20;
 
@@ -64,10 +78,10 @@ struct TagList {
 }
 
 impl Registry {
-    pub(super) fn new(host: Host, config: RegistryConfig) -> Result<Self, UpstreamError> {
-        let endpoints = config.endpoints.iter().map(|base| Endpoint::new(&host, base.clone(), &config));
-        let endpoints = endpoints.collect::<Result<_, _>>()?;
-        Ok(Self { host, config, endpoints })
+    pub(super) fn new(host: Host, config: RegistryConfig, client: &Client) -> Self {
+        let endpoint = |url: &Url| Endpoint::new(&host, url.clone(), &config, client);
+        let endpoints = config.endpoints.iter().map(endpoint).collect();
+        Self { host, config, endpoints }
     }
 
     pub(super) fn status(&self) -> UpstreamStatus {
@@ -80,18 +94,16 @@ impl Registry {
     }
 
     /// Asks the endpoints in their order. The first answer counts, also "not there".
-    async fn get(
-        &self,
-        method: &Method,
-        repo: &RepoName,
-        below: &str,
-        headers: &HeaderMap,
-    ) -> Result<Option<Response>, UpstreamError> {
+    async fn get(&self, ask: &Ask<'_>) -> Result<Option<Response>, UpstreamError> {
         let mut tries = 1;
         loop {
+            let began = Instant::now();
             let mut failure = None;
-            for endpoint in &self.endpoints {
-                match endpoint.get(method.clone(), repo, below, headers).await {
+            for (n, endpoint) in self.endpoints.iter().enumerate() {
+                let is_last = n + 1 == self.endpoints.len();
+                let patience = if is_last { ENDPOINT_TIMEOUT } else { FAILOVER_TIMEOUT };
+                // Boxed: all that is below is much larger than what waits for it.
+                match Box::pin(endpoint.get(ask, patience)).await {
                     Err(error) if error.is_transient() => failure = Some(error),
                     answer => return answer,
                 }
@@ -101,13 +113,14 @@ impl Registry {
                 reason: "it has no endpoint".into(),
             };
             let failure = failure.unwrap_or_else(none);
-            // Clients of a mirror have another way: only what a busy registry mends by itself is worth their time.
-            let at_once = matches!(failure, UpstreamError::Status { status: 500.., .. });
-            if tries >= TRIES_MAX || !at_once {
+            let is_passing =
+                matches!(failure, UpstreamError::Status { .. } | UpstreamError::Unreachable { .. });
+            let pause = failure.retry_after().unwrap_or(RETRY_PAUSE);
+            if tries >= TRIES_MAX || !is_passing || began.elapsed().max(pause) > RETRY_BUDGET {
                 return Err(failure);
             }
             tries += 1;
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -142,71 +155,102 @@ impl Upstream {
         repo: &RepoName,
         reference: &Reference,
     ) -> Result<Option<Head>, UpstreamError> {
-        let below = format!("manifests/{reference}");
-        let headers = self.headers(&accept_manifests());
-        let response = match self.registry.get(&Method::HEAD, repo, &below, &headers).await {
-            Err(UpstreamError::Status { status: 405, .. }) => {
-                self.registry.get(&Method::GET, repo, &below, &headers).await?
+        let ask = self.ask(Method::HEAD, repo, format!("manifests/{reference}"), &accept_manifests());
+        let response = match self.registry.get(&ask).await {
+            Err(error) if is_refused_head(&error) => {
+                self.registry.get(&Ask { method: Method::GET, ..ask }).await?
             }
             other => other?,
         };
         Ok(response.map(|response| {
             let headers = response.headers();
             Head {
-                digest: text(headers, &CONTENT_DIGEST).and_then(|digest| digest.parse().ok()),
+                digest: stated_digest(headers),
                 media_type: media_type(headers),
                 size_bytes: text(headers, &CONTENT_LENGTH).and_then(|length| length.parse().ok()),
             }
         }))
     }
 
-    /// A manifest. By digest it is held to that; by tag to what upstream says, if it does.
+    /// A manifest. By digest it is held to that. By tag it should have the digest that upstream states; if it has not,
+    /// that digest is asked for, and only if nothing has it the bytes are believed rather than the header.
     pub async fn manifest(
         &self,
         repo: &RepoName,
         reference: &Reference,
     ) -> Result<Option<Fetched>, UpstreamError> {
-        let headers = self.headers(&accept_manifests());
-        let found =
-            self.registry.get(&Method::GET, repo, &format!("manifests/{reference}"), &headers).await?;
-        let Some(response) = found else { return Ok(None) };
-        let (host, media_type) = (self.host(), media_type(response.headers()));
-        let stated =
-            text(response.headers(), &CONTENT_DIGEST).and_then(|digest| digest.parse::<Digest>().ok());
-        let is_gzip = text(response.headers(), &CONTENT_ENCODING) == Some("gzip");
-        let mut bytes = whole(host, response, "a manifest", MANIFEST_BYTES_MAX).await?;
-        if is_gzip {
-            bytes = self.inflate(&bytes)?;
+        let Some((fetched, stated)) = self.fetch_manifest(repo, reference).await? else { return Ok(None) };
+        let Reference::Tag(tag) = reference else { return Ok(Some(fetched)) };
+        let Some(stated) = stated.filter(|stated| *stated != fetched.digest) else {
+            return Ok(Some(fetched));
+        };
+        if let Some((fetched, _)) = self.fetch_manifest(repo, &Reference::Digest(stated)).await? {
+            return Ok(Some(fetched));
+        }
+        if ParsedManifest::parse(None, &fetched.bytes).is_err() {
+            let (host, expected) = (self.host().clone(), stated);
+            return Err(UpstreamError::Mismatch { host, expected, actual: fetched.digest });
+        }
+        tracing::warn!(registry = %self.host(), repo.name = %repo, %tag, %stated, digest = %fetched.digest, "upstream states another digest than its manifest has: the manifest counts");
+        Ok(Some(fetched))
+    }
+
+    /// A manifest with its true digest, which is the one asked for if one was, and the digest that upstream states.
+    async fn fetch_manifest(
+        &self,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<Option<(Fetched, Option<Digest>)>, UpstreamError> {
+        let ask = self.ask(Method::GET, repo, format!("manifests/{reference}"), &accept_manifests());
+        let Some(response) = self.registry.get(&ask).await? else { return Ok(None) };
+        let (stated, sent_type) = (stated_digest(response.headers()), media_type(response.headers()));
+        let encoding = encoding(response.headers()).map(str::to_owned);
+        let mut bytes = whole(self.host(), response, "a manifest", MANIFEST_BYTES_MAX).await?;
+        match encoding.as_deref() {
+            None => (),
+            Some("gzip" | "x-gzip") => bytes = self.inflate(&bytes)?,
+            Some(other) => return Err(self.malformed("a manifest", encoded(other))),
         }
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(_) => None,
+            Reference::Tag(_) => stated,
         };
         let digest = Digest::of(expected.map_or(Algorithm::Sha256, |digest| digest.algorithm()), &bytes);
-        match (expected, stated) {
-            (Some(expected), _) if expected != digest => {
-                return Err(UpstreamError::Mismatch { host: host.clone(), expected, actual: digest });
-            }
-            (None, Some(stated)) if stated.algorithm() == digest.algorithm() && stated != digest => {
-                return Err(UpstreamError::Mismatch { host: host.clone(), expected: stated, actual: digest });
+        match reference {
+            Reference::Digest(expected) if *expected != digest => {
+                let (host, expected) = (self.host().clone(), *expected);
+                return Err(UpstreamError::Mismatch { host, expected, actual: digest });
             }
             _ => (),
         }
-        Ok(Some(Fetched { media_type, digest, bytes }))
+        let known_type = sent_type.clone().filter(|sent| MANIFEST_TYPES.contains(&sent.as_str()));
+        let read_type = || Some(ParsedManifest::parse(None, &bytes).ok()?.media_type);
+        let media_type = known_type.or_else(read_type).or(sent_type);
+        Ok(Some((Fetched { media_type, digest, bytes }, stated)))
     }
 
     /// The size of a blob. `None`: there is no such blob.
     pub async fn head_blob(&self, repo: &RepoName, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        let (below, headers) = (format!("blobs/{digest}"), self.headers("*/*"));
-        let Some(response) = self.registry.get(&Method::HEAD, repo, &below, &headers).await? else {
-            return Ok(None);
-        };
-        let length = text(response.headers(), &CONTENT_LENGTH).and_then(|length| length.parse().ok());
-        let reason = || "it has no length".to_owned();
-        length.map(Some).ok_or_else(|| self.malformed("the header of a blob", reason()))
+        let ask = self.ask(Method::HEAD, repo, format!("blobs/{digest}"), ANY_TYPE);
+        match self.registry.get(&ask).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(response)) => {
+                let length = text(response.headers(), &CONTENT_LENGTH).and_then(|length| length.parse().ok());
+                if length.is_some() {
+                    return Ok(length);
+                }
+            }
+            // Storage to which a registry redirects may have been told to allow a `GET` only.
+            Err(error) if is_refused_head(&error) || matches!(error, UpstreamError::Forbidden(_)) => (),
+            Err(error) => return Err(error),
+        }
+        let Some(body) = self.blob(repo, digest, 0, Some(1)).await? else { return Ok(None) };
+        let unknown = || self.malformed("the header of a blob", "it has no length".to_owned());
+        body.size_bytes.map(Some).ok_or_else(unknown)
     }
 
-    /// A blob from byte `from` on, up to `to` if that is given. Nothing of the bytes is proven.
+    /// A blob from byte `from` on, up to but without `to` if that is given. Nothing of the bytes is proven. What a server
+    /// has compressed on its own account is an error: the digest is that of the bytes as they are, and so are ranges.
     pub async fn blob(
         &self,
         repo: &RepoName,
@@ -214,52 +258,85 @@ impl Upstream {
         from: u64,
         to: Option<u64>,
     ) -> Result<Option<BlobBody>, UpstreamError> {
-        let mut headers = self.headers("*/*");
+        let mut ask = self.ask(Method::GET, repo, format!("blobs/{digest}"), ANY_TYPE);
         let last = to.map(|to| to.saturating_sub(1).to_string()).unwrap_or_default();
         if from > 0 || to.is_some() {
             let range = HeaderValue::try_from(format!("bytes={from}-{last}"));
-            headers.extend(range.ok().map(|range| (RANGE, range)));
+            ask.headers.extend(range.ok().map(|range| (RANGE, range)));
         }
-        let found = self.registry.get(&Method::GET, repo, &format!("blobs/{digest}"), &headers).await?;
-        let Some(response) = found else { return Ok(None) };
-        let length = response.content_length();
+        let Some(response) = self.registry.get(&ask).await? else { return Ok(None) };
+        if let Some(encoding) = encoding(response.headers()) {
+            return Err(self.malformed("a blob", encoded(encoding)));
+        }
+        let stated = response.content_length();
         let (at, size_bytes) = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let range = text(response.headers(), &CONTENT_RANGE).and_then(content_range);
                 range.ok_or_else(|| self.malformed("a part of a blob", "it does not say which".to_owned()))?
             }
-            _ => (0, length),
+            _ => (0, stated),
         };
         if at > from {
             return Err(self.malformed("a part of a blob", format!("it begins at {at}, not at {from}")));
         }
+        // A part may be shorter than what was asked for, and say so.
+        let end = match (size_bytes, to.filter(|_| response.status() == StatusCode::PARTIAL_CONTENT)) {
+            (Some(size), Some(to)) => Some(size.min(to)),
+            (size, to) => size.or(to),
+        };
+        let length = end.map(|end| end.saturating_sub(at)).or(stated);
         let bytes = streamed(self.host().clone(), length, response.bytes_stream());
         Ok(Some(BlobBody { size_bytes, at, bytes }))
     }
 
-    /// The first page of tags behind `last`. `None`: there is no such repository.
+    /// At most `limit` tags behind `last`, in upstream's order. `None`: there is no such repository.
     pub async fn tags(
         &self,
         repo: &RepoName,
         last: Option<&str>,
         limit: usize,
     ) -> Result<Option<Vec<String>>, UpstreamError> {
-        let _ = (last, limit);
-        let found =
-            self.registry.get(&Method::GET, repo, "tags/list", &self.headers("application/json")).await?;
-        let Some(response) = found else { return Ok(None) };
+        let mut ask = self.ask(Method::GET, repo, "tags/list".to_owned(), JSON);
+        ask.query.push(("n", limit.to_string()));
+        ask.query.extend(last.map(|last| ("last", last.to_owned())));
+        let Some(response) = self.registry.get(&ask).await? else { return Ok(None) };
         let body = whole(self.host(), response, "a list of tags", LIST_BYTES_MAX).await?;
         let list: TagList = serde_json::from_slice(&body)
             .map_err(|error| self.malformed("a list of tags", error.to_string()))?;
-        Ok(Some(list.tags.unwrap_or_default()))
+        let mut tags = list.tags.unwrap_or_default();
+        // A registry without pages sends all.
+        if let Some(at) = last.and_then(|last| tags.iter().position(|tag| tag == last)) {
+            tags.drain(..=at);
+        }
+        tags.truncate(limit);
+        Ok(Some(tags))
     }
 
-    fn headers(&self, accept: &str) -> HeaderMap {
+    /// What refers to a manifest, whatever its type; from the fallback tag where upstream does not know the API
+    /// (distribution-spec, "Listing Referrers"). Empty: nothing does.
+    pub async fn referrers(&self, repo: &RepoName, digest: &Digest) -> Result<Vec<Referrer>, UpstreamError> {
+        let unreadable = || self.malformed("a list of referrers", "it is no image index".to_owned());
+        let ask = self.ask(Method::GET, repo, format!("referrers/{digest}"), OCI_INDEX);
+        match self.registry.get(&ask).await {
+            Ok(Some(response)) => {
+                let body = whole(self.host(), response, "a list of referrers", LIST_BYTES_MAX).await?;
+                return parse_referrers(&body).ok_or_else(unreadable);
+            }
+            Ok(None) => (),
+            Err(UpstreamError::Status { status: 400..500, .. }) => (),
+            Err(error) => return Err(error),
+        }
+        let Ok(tag) = digest.to_string().replace(':', "-").parse() else { return Ok(Vec::new()) };
+        let found = self.manifest(repo, &Reference::Tag(tag)).await?;
+        found.map_or(Ok(Vec::new()), |index| parse_referrers(&index.bytes).ok_or_else(unreadable))
+    }
+
+    fn ask<'a>(&self, method: Method, repo: &'a RepoName, below: String, accept: &str) -> Ask<'a> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(HeaderValue::try_from(accept).ok().map(|accept| (ACCEPT, accept)));
         headers.extend(HeaderValue::try_from(&self.via).ok().map(|via| (VIA, via)));
-        headers
+        Ask { method, repo, below, query: Vec::new(), headers }
     }
 
     /// A manifest that was compressed though nobody asked for it.
@@ -280,8 +357,13 @@ impl Upstream {
     }
 }
 
+/// Whatever else a registry calls a manifest is taken too, if it has nothing better.
 fn accept_manifests() -> String {
-    [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST, "*/*;q=0.1"].join(", ")
+    format!("{}, */*;q=0.1", MANIFEST_TYPES.join(", "))
+}
+
+fn is_refused_head(error: &UpstreamError) -> bool {
+    matches!(error, UpstreamError::Status { status: 405 | 501, .. })
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -291,6 +373,22 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 fn media_type(headers: &HeaderMap) -> Option<String> {
     let media_type = text(headers, &CONTENT_TYPE)?.split(';').next()?.trim();
     Some(media_type.to_owned()).filter(|media_type| !media_type.is_empty())
+}
+
+fn stated_digest(headers: &HeaderMap) -> Option<Digest> {
+    text(headers, &CONTENT_DIGEST)?.parse().ok()
+}
+
+/// `None`: the bytes come as they are.
+fn encoding(headers: &HeaderMap) -> Option<&str> {
+    let encoding = text(headers, &CONTENT_ENCODING)?.trim();
+    Some(encoding).filter(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity"))
+}
+
+fn encoded(encoding: &str) -> String {
+    format!(
+        "it came with Content-Encoding {encoding}, which was not asked for: its server or a proxy must not compress"
+    )
 }
 
 /// Where a part begins, and the size of the whole: `bytes 100-199/500`.

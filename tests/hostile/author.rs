@@ -43,6 +43,8 @@ impl Author {
             followed: Vec::new(),
             agent: "author".to_owned(),
             connections_max: 100,
+            swarm_key: None,
+            mdns: false,
         };
         let (node, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let tree = Tree::new(Blocks::new(store.blocks().clone(), Arc::new(node.clone())));

@@ -9,6 +9,7 @@ mod bitswap;
 #[path = "../common/mod.rs"]
 mod common;
 mod forge;
+mod http;
 mod names;
 mod peer;
 mod trees;

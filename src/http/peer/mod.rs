@@ -3,6 +3,7 @@
 //! Strangers have room of their own, small enough that they cannot take that of the mesh.
 
 pub mod gateway;
+pub mod mesh;
 mod places;
 #[cfg(test)]
 mod tests;

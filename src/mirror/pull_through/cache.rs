@@ -9,10 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 
+use super::super::mesh::{Key, Mesh};
 use super::super::{Inner, MirrorError, chain, layout, listing};
+use super::fill::Fills;
 use crate::oci::manifest::ParsedManifest;
-use crate::oci::{Digest, ImageName, Reference, RepoName};
+use crate::oci::{Digest, ImageName, Reference, RepoName, Repository};
 use crate::store::{Notes, State, Store, off_thread};
+use crate::upstream::Upstreams;
 
 /// How often it is looked at whether there is room.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -38,7 +41,9 @@ pub(in crate::mirror) struct Images {
     /// Seconds since 1970 of the uses that are not written down yet.
     uses: Arc<Mutex<HashMap<(RepoName, Digest), u64>>>,
     pins: Arc<Mutex<BTreeSet<String>>>,
-    fills: super::Fills,
+    fills: Fills,
+    mesh: Option<Mesh>,
+    upstreams: Upstreams,
 }
 
 /// An image in the cache, or an index of images.
@@ -68,7 +73,9 @@ impl Images {
     pub(super) async fn open(
         store: &Store,
         cache: Arc<Inner>,
-        fills: super::Fills,
+        fills: Fills,
+        mesh: Option<Mesh>,
+        upstreams: Upstreams,
     ) -> Result<Self, MirrorError> {
         let state = store.state().clone();
         let pins = {
@@ -76,7 +83,7 @@ impl Images {
             off_thread(move || state.pins()).await?
         };
         let (notes, pins) = (store.notes().clone(), Arc::new(Mutex::new(pins)));
-        Ok(Self { cache, notes, state, uses: Arc::default(), pins, fills })
+        Ok(Self { cache, notes, state, uses: Arc::default(), pins, fills, mesh, upstreams })
     }
 
     /// An image was asked for.
@@ -154,6 +161,7 @@ impl Images {
 
     /// Evicts while the cache takes more than `quota_bytes`.
     pub(super) async fn keep_within(self, quota_bytes: Option<u64>, stop: CancellationToken) {
+        report(self.tell().await, "peers were not told what is cached");
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut noted = tokio::time::Instant::now();
@@ -226,7 +234,30 @@ impl Images {
     }
 
     async fn free(&self) -> Result<(), MirrorError> {
-        self.cache.collector.collect().await.map(drop).map_err(MirrorError::NotFreed)
+        self.cache.collector.collect().await.map_err(MirrorError::NotFreed)?;
+        self.tell().await
+    }
+
+    /// Tells the mesh what is here whole, of the registries that are shared.
+    async fn tell(&self) -> Result<(), MirrorError> {
+        let Some(mesh) = &self.mesh else { return Ok(()) };
+        let mut whole = HashSet::new();
+        for Needs { image: (repo, digest), blobs, .. } in self.needs().await? {
+            let upstream =
+                Repository::split(&repo).and_then(|repository| self.upstreams.get(&repository.host));
+            if !upstream.is_some_and(|upstream| upstream.config().share) {
+                continue;
+            }
+            for blob in &blobs {
+                if self.cache.blob_anywhere(blob).await?.is_some() {
+                    whole.insert(Key::of_digest(blob));
+                }
+            }
+            let tags = self.cache.tags_pointing_to(&repo, &digest).await?;
+            whole.extend(tags.iter().map(|tag| Key::of_tag(&repo, tag)));
+        }
+        mesh.hold_whole(&whole);
+        Ok(())
     }
 
     /// What every image needs, itself included.

@@ -5,6 +5,7 @@
 //! leaves from memory; the last byte is given to nobody before the digest matched.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,16 @@ use cid::Cid;
 use futures::{StreamExt, TryStreamExt};
 use moka::sync::Cache;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::super::mesh::{Followers, Held, Key, Mesh};
 use super::super::writing::{Received, Writing};
 use super::super::{Inner, MirrorError, Origin, chain};
 use super::supply::{Opened, Supply};
 use crate::dag::Keep;
+use crate::ipfs::Peer;
 use crate::ipld::file_builder::CHUNK_BYTES;
 use crate::oci::{Digest, Repository};
 use crate::tasks::Tasks;
@@ -34,6 +38,9 @@ const BARREN_TRIES_MAX: u32 = 4;
 const FIRST_TRIES_MAX: u32 = 2;
 /// The pause before the second try; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
+/// What came from peers is not given to clients before its digest matched, up to this size and for so long.
+const HELD_BACK_BYTES_MAX: u64 = 64 << 20;
+const HELD_BACK_FOR: Duration = Duration::from_secs(5);
 /// How long a fill that was given up is remembered: who comes back for the rest of it is told so.
 const FAILED_FOR: Duration = Duration::from_secs(10);
 /// Failed fills that are remembered.
@@ -48,6 +55,7 @@ struct Shared {
     failed: Cache<Digest, Arc<MirrorError>>,
     cache: Arc<Inner>,
     tasks: Tasks,
+    mesh: Option<Mesh>,
 }
 
 /// One blob on its way in.
@@ -58,6 +66,10 @@ pub(super) struct Fill {
     state: watch::Sender<State>,
     window: Mutex<Window>,
     keep: Keep,
+    begun_at: Instant,
+    /// Clients have bytes of it that were not held to the digest yet.
+    released: AtomicBool,
+    followers: Mutex<Followers>,
 }
 
 /// How far a fill is.
@@ -67,6 +79,12 @@ pub(super) struct State {
     pub(super) received_bytes: u64,
     /// Where the bytes come from now.
     pub(super) from: Option<Origin>,
+    /// The peers that they come by, the nearest first.
+    pub(super) path: Arc<[Peer]>,
+    /// Some came from a peer.
+    by_peer: bool,
+    /// How often what had come was thrown away.
+    pub(super) generation: u32,
     pub(super) stage: Stage,
 }
 
@@ -109,9 +127,9 @@ pub struct FillStatus {
 }
 
 impl Fills {
-    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks) -> Self {
+    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks, mesh: Option<Mesh>) -> Self {
         let failed = Cache::builder().max_capacity(FAILED_MAX).time_to_live(FAILED_FOR).build();
-        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks }))
+        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks, mesh }))
     }
 
     /// The fill of a blob: the one that runs, or a new one with `supply`.
@@ -150,7 +168,11 @@ impl Fills {
 
     async fn run(&self, fill: Arc<Fill>, mut supply: Supply, stop: CancellationToken) {
         let begun = Instant::now();
+        let mesh = self.0.mesh.as_ref().filter(|_| supply.upstream.config().share);
+        let hold = |held| mesh.inspect(|mesh| mesh.hold(Key::of_digest(&fill.digest), held));
+        hold(Some(Held::Filling));
         let outcome = fill.run(&mut supply, &stop).await;
+        hold(outcome.as_ref().ok().and_then(|filled| filled.map(|()| Held::Whole)));
         let stage = match outcome {
             Ok(Some(())) => {
                 let State { received_bytes, .. } = fill.state();
@@ -175,8 +197,15 @@ impl Fills {
 
 impl Fill {
     fn new(supply: &Supply, cache: Arc<Inner>) -> Self {
-        let state =
-            State { size_bytes: supply.size_bytes, received_bytes: 0, from: None, stage: Stage::Running };
+        let state = State {
+            size_bytes: supply.size_bytes,
+            received_bytes: 0,
+            from: None,
+            path: Arc::default(),
+            by_peer: false,
+            generation: 0,
+            stage: Stage::Running,
+        };
         Self {
             digest: supply.digest,
             repository: supply.repository.clone(),
@@ -184,7 +213,31 @@ impl Fill {
             cache,
             state: watch::Sender::new(state),
             window: Mutex::default(),
+            begun_at: Instant::now(),
+            released: AtomicBool::new(false),
+            followers: Mutex::default(),
         }
+    }
+
+    /// Takes a peer in as a follower, for as long as what is returned lives. `Err`: there are enough, these.
+    pub(super) fn admit(self: &Arc<Self>, peer: &Peer) -> Result<Follower, Vec<Peer>> {
+        lock(&self.followers).admit(peer)?;
+        Ok(Follower { fill: self.clone(), peer: peer.clone() })
+    }
+
+    /// Waits, for a client, until what came from peers may be read: when the digest matched, or when it takes too long
+    /// to know, from when on a forgery shows only at the end.
+    pub(super) async fn cleared(&self) {
+        let held_back = |state: &State| {
+            let small = state.size_bytes.is_some_and(|size_bytes| size_bytes <= HELD_BACK_BYTES_MAX);
+            state.by_peer && small && matches!(state.stage, Stage::Running)
+        };
+        let mut state = self.state.subscribe();
+        let left = HELD_BACK_FOR.saturating_sub(self.begun_at.elapsed());
+        if !self.released.load(Ordering::Acquire) {
+            let _ = timeout(left, state.wait_for(|state| !held_back(state))).await;
+        }
+        self.released.store(true, Ordering::Release);
     }
 
     fn status(&self) -> FillStatus {
@@ -264,40 +317,57 @@ impl Fill {
     async fn run(&self, supply: &mut Supply, stop: &CancellationToken) -> Result<Option<()>, MirrorError> {
         let (id, repo) = (journal_id(&self.digest), self.repository.joined()?);
         let mut writing = self.cache.uploads.take_up(id, &repo, self.digest.algorithm()).await?;
-        self.show(&writing, &Bytes::new());
-        match self.receive(supply, &mut writing, id, stop).await {
-            Ok(Some(())) => (),
-            Ok(None) => {
-                self.cache.uploads.forget_journal(id).await?;
-                return Ok(None);
-            }
-            Err(error) => {
-                if writing.received_bytes == 0 {
+        loop {
+            self.show(&writing, &Bytes::new());
+            match self.receive(supply, &mut writing, id, stop).await {
+                Ok(Some(())) => (),
+                Ok(None) => {
                     self.cache.uploads.forget_journal(id).await?;
-                } else {
-                    self.cache.uploads.park(id, &repo, writing).await?;
+                    return Ok(None);
                 }
-                return Err(error);
+                Err(error) => {
+                    if writing.received_bytes == 0 {
+                        self.cache.uploads.forget_journal(id).await?;
+                    } else {
+                        self.cache.uploads.park(id, &repo, writing).await?;
+                    }
+                    return Err(error);
+                }
             }
+            let received = writing.finish().await?;
+            self.cache.uploads.forget_journal(id).await?;
+            if received.digest == self.digest {
+                self.commit(received).await?;
+                return Ok(Some(()));
+            }
+            let actual = received.digest;
+            if !supply.blame() || self.released.load(Ordering::Acquire) {
+                return Err(MirrorError::Forged { expected: self.digest, actual });
+            }
+            tracing::info!(digest = %self.digest, %actual, "peers sent wrong bytes, which nobody has seen: begun anew");
+            self.throw_away();
+            writing = self.cache.uploads.take_up(id, &repo, self.digest.algorithm()).await?;
         }
-        let received = writing.finish().await?;
-        let outcome = self.commit(received, supply).await;
-        self.cache.uploads.forget_journal(id).await?;
-        outcome.map(Some)
     }
 
-    async fn commit(&self, received: Received, supply: &mut Supply) -> Result<(), MirrorError> {
-        if received.digest != self.digest {
-            supply.blame();
-            return Err(MirrorError::Forged { expected: self.digest, actual: received.digest });
-        }
+    fn throw_away(&self) {
+        *lock(&self.window) = Window::default();
+        self.state.send_modify(|state| {
+            (state.received_bytes, state.from, state.by_peer) = (0, None, false);
+            state.path = Arc::default();
+            state.generation += 1;
+        });
+    }
+
+    async fn commit(&self, received: Received) -> Result<(), MirrorError> {
         // Readers end here, and need not wait for the disk.
         self.state.send_modify(|state| {
             state.size_bytes = Some(received.file.size_bytes);
             state.stage = Stage::Verified;
         });
         let own = self.cache.own().await?;
-        self.cache.commit_upload(own, &self.repository.joined()?, &self.digest, received).await?;
+        let repo = self.repository.joined()?;
+        self.cache.commit_upload(own, &repo, &self.digest, received).await?;
         // Nobody is about to push a manifest that names it: when the one that does is evicted, it may go.
         self.cache.leases.name(&self.digest, Instant::now());
         Ok(())
@@ -331,6 +401,10 @@ impl Fill {
             if barren_tries >= tries_max || !error.is_transient() {
                 return Err(error);
             }
+            if matches!(error, MirrorError::Peer(_)) && barren_tries == 0 {
+                tracing::info!(digest = %self.digest, received_bytes = writing.received_bytes, error = %chain(&error), "peer broke off; another takes over");
+                continue;
+            }
             tracing::info!(digest = %self.digest, received_bytes = writing.received_bytes, error = %chain(&error), "fill broke off; it goes on from there");
             let pause = PAUSE * 2_u32.saturating_pow(barren_tries.saturating_sub(1));
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
@@ -350,7 +424,7 @@ impl Fill {
             return Ok(Some(()));
         }
         let Some(opened) = supply.open(writing.received_bytes).await? else { return Ok(None) };
-        let Opened { size_bytes: stated, at, from, bytes } = opened;
+        let Opened { size_bytes: stated, at, from, path, bytes } = opened;
         if let (Some(known), Some(stated)) = (size_bytes, stated)
             && known != stated
         {
@@ -358,7 +432,9 @@ impl Fill {
         }
         self.state.send_modify(|state| {
             state.size_bytes = state.size_bytes.or(stated);
+            state.by_peer |= matches!(from, Origin::Peer(_));
             state.from = Some(from);
+            state.path = path.into();
         });
         let size_bytes = size_bytes.or(stated);
         // An upstream that knows no ranges begins at the beginning.
@@ -423,6 +499,18 @@ impl State {
             (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
             (_, None) => 0,
         }
+    }
+}
+
+/// A peer that follows a fill.
+pub(super) struct Follower {
+    fill: Arc<Fill>,
+    peer: Peer,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        lock(&self.fill.followers).leave(&self.peer);
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use moka::sync::Cache as Memory;
 
-use super::super::{Manifest, MirrorError};
+use super::super::{Manifest, MirrorError, chain};
 use super::fill::{Fill, Stage};
-use super::{Place, PullThrough, chain};
+use super::manifests::Scope;
+use super::{Place, PullThrough};
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, Platform, Reference};
 
@@ -51,7 +52,7 @@ impl PullThrough {
         platform: Option<&Platform>,
     ) -> Result<(), MirrorError> {
         let missing = || MirrorError::NoImage(format!("{}:{reference}", place.repository));
-        let top = self.manifest(place, reference).await?.ok_or_else(missing)?.manifest;
+        let top = self.manifest(place, reference, Scope::Mesh).await?.ok_or_else(missing)?.manifest;
         let parsed = parse(&top)?;
         self.fill_all(place, &parsed).await?;
         let children = match platform {
@@ -60,7 +61,7 @@ impl PullThrough {
         };
         for child in children {
             let reference = Reference::Digest(child);
-            let image = self.manifest(place, &reference).await?.ok_or_else(missing)?.manifest;
+            let image = self.manifest(place, &reference, Scope::Mesh).await?.ok_or_else(missing)?.manifest;
             self.fill_all(place, &parse(&image)?).await?;
         }
         Ok(())

@@ -20,9 +20,21 @@ const AHEAD_BYTES_MIN: u64 = 8 << 20;
 /// The most that is read at a time.
 const READ_BYTES_MAX: u64 = 1 << 20;
 
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// Gets nothing that came from peers before it was held to the digest, unless that takes too long.
+    Client,
+    /// Holds it to the digest itself.
+    Peer,
+}
+
 struct Reader {
     fill: Arc<Fill>,
     supply: Supply,
+    whom: For,
+    /// Set with the first byte.
+    generation: Option<u32>,
     position: u64,
     end: u64,
     /// Bytes of its own, for what lies far ahead.
@@ -35,8 +47,10 @@ pub(super) fn follow(
     fill: Arc<Fill>,
     supply: Supply,
     range: Range<u64>,
+    whom: For,
 ) -> BoxStream<'static, Result<Bytes, MirrorError>> {
-    let reader = Reader { fill, supply, position: range.start, end: range.end, apart: None };
+    let reader =
+        Reader { fill, supply, whom, generation: None, position: range.start, end: range.end, apart: None };
     stream::try_unfold(reader, |mut reader| async move {
         let next = reader.next().await?;
         Ok::<_, MirrorError>(next.map(|bytes| (bytes, reader)))
@@ -68,6 +82,16 @@ impl Reader {
             }
             Err(_) => self.fill.reached(self.position).await,
         };
+        let state = if self.whom == For::Client && self.generation.is_none() {
+            self.fill.cleared().await;
+            self.fill.reached(self.position).await
+        } else {
+            state
+        };
+        if *self.generation.get_or_insert(state.generation) != state.generation {
+            // What this reader has was wrong, and is gone.
+            return Err(MirrorError::Closed);
+        }
         let readable = state.readable_bytes();
         if readable <= self.position {
             return Err(match state.stage {
@@ -92,7 +116,7 @@ async fn open_apart(
     to: u64,
 ) -> Result<BoxStream<'static, Result<Bytes, MirrorError>>, MirrorError> {
     let digest = supply.digest;
-    match supply.part(from, to).await? {
+    match supply.part(from, Some(to)).await? {
         Some(opened) if opened.at == from => Ok(opened.bytes),
         Some(opened) => Err(MirrorError::Short { digest, known: from, received: opened.at }),
         None => Err(MirrorError::Closed),

@@ -1,0 +1,120 @@
+//! The section `p2p`: where the node listens, whom it dials, whom it trusts.
+
+use std::path::PathBuf;
+
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+
+use super::check::value_error;
+use super::{ConfigError, raw};
+
+/// What `default` stands for in `p2p.bootstrap`: the public IPFS bootstrap peers.
+const BOOTSTRAP: &[&str] = &[
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmbLHAnMoJPWSCR5Zhtx6BHJX9KiKNN6tpvbUcqanj75Nb",
+    "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
+    "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
+];
+const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct P2pConfig {
+    pub listen: Vec<Multiaddr>,
+    pub announce: Vec<Multiaddr>,
+    /// Each with `/p2p/` at its end.
+    pub bootstrap: Vec<Multiaddr>,
+    /// With `/p2p/` at its end, or a host and port where whoever answers is meant.
+    pub peers: Vec<Multiaddr>,
+    /// The key file of a private network.
+    pub swarm_key: Option<PathBuf>,
+    /// Never for a node that listens nowhere.
+    pub mdns: bool,
+}
+
+pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
+    let swarm_key = raw.swarmkey.filter(|path| !path.is_empty()).map(PathBuf::from);
+    let is_private = swarm_key.is_some();
+    let listen = match raw.listen {
+        Some(words) => addresses("p2p.listen", &words)?,
+        None => {
+            let mut listen = addresses("p2p.listen", &owned(LISTEN))?;
+            listen.retain(|address| !is_private || !is_udp(address));
+            listen
+        }
+    };
+    if let (true, Some(n)) = (is_private, listen.iter().position(is_udp)) {
+        let reason = "a private network (p2p.swarmkey) has no QUIC: a TCP address is expected, such as /ip4/0.0.0.0/tcp/4001";
+        return Err(value_error(&format!("p2p.listen[{n}]"), &listen[n].to_string(), reason));
+    }
+    let default = || owned(if is_private { &[] } else { BOOTSTRAP });
+    let bootstrap = raw.bootstrap.unwrap_or_else(|| owned(&["default"]));
+    let bootstrap: Vec<String> = bootstrap
+        .into_iter()
+        .flat_map(|word| if word == "default" { default() } else { vec![word] })
+        .collect();
+    Ok(P2pConfig {
+        mdns: raw.mdns.unwrap_or(true) && !listen.is_empty(),
+        listen,
+        announce: addresses("p2p.announce", &raw.announce.unwrap_or_default())?,
+        bootstrap: bootstrap_peers(&bootstrap)?,
+        peers: trusted_peers(&raw.peers.unwrap_or_default())?,
+        swarm_key,
+    })
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn addresses(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
+    let parse = |(n, word): (usize, &String)| {
+        word.parse().map_err(|error| {
+            let reason = format!("a multiaddr is expected, such as /ip4/0.0.0.0/tcp/4001 ({error})");
+            value_error(&format!("{key}[{n}]"), word, &reason)
+        })
+    };
+    words.iter().enumerate().map(parse).collect()
+}
+
+fn bootstrap_peers(words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
+    let reason = "the peer id is missing: a multiaddr with /p2p/<peer id> at its end is expected";
+    checked("p2p.bootstrap", words, has_peer_id, reason)
+}
+
+fn trusted_peers(words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
+    let reason = "a multiaddr with /p2p/<peer id> at its end is expected, or one of a host and port, \
+                  such as /dns4/shoal.example.org/tcp/4001, where whoever answers is trusted";
+    checked("p2p.peers", words, |address| has_peer_id(address) || is_host_and_port(address), reason)
+}
+
+fn checked(
+    key: &str,
+    words: &[String],
+    is_right: impl Fn(&Multiaddr) -> bool,
+    reason: &str,
+) -> Result<Vec<Multiaddr>, ConfigError> {
+    let addresses = addresses(key, words)?;
+    match addresses.iter().position(|address| !is_right(address)) {
+        Some(n) => Err(value_error(&format!("{key}[{n}]"), &addresses[n].to_string(), reason)),
+        None => Ok(addresses),
+    }
+}
+
+fn has_peer_id(address: &Multiaddr) -> bool {
+    matches!(address.iter().last(), Some(Protocol::P2p(_)))
+}
+
+/// `/ip4`, `/ip6`, `/dns`, `/dns4` or `/dns6`, then `/tcp` or `/udp/…/quic-v1`, and nothing else.
+fn is_host_and_port(address: &Multiaddr) -> bool {
+    let parts: Vec<Protocol<'_>> = address.iter().collect();
+    let Some((host, rest)) = parts.split_first() else { return false };
+    let is_host = matches!(
+        host,
+        Protocol::Ip4(_) | Protocol::Ip6(_) | Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_)
+    );
+    is_host && matches!(rest, [Protocol::Tcp(_)] | [Protocol::Udp(_), Protocol::QuicV1])
+}
+
+fn is_udp(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Protocol::Udp(_)))
+}

@@ -1,0 +1,123 @@
+//! What peers of the mesh may ask: what we hold, and the manifests and blobs of other registries, in the words of the
+//! registry API. A peer's request is never passed on to another peer.
+
+use axum::body::Body;
+use axum::extract::{Query, Request, State};
+use axum::http::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, WARNING};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use serde::Deserialize;
+
+use super::super::pull::{STALE, text};
+use super::super::{CONTENT_DIGEST, set};
+use crate::ipfs::Peer;
+use crate::mirror::{BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain};
+use crate::oci::range::RangeRequest;
+use crate::oci::{Digest, Reference, RepoName, Route};
+
+/// What peers ask besides the gateway.
+pub fn router(mirror: Mirror) -> Router {
+    Router::new().route(HOLDINGS_PATH, get(holdings)).route("/v2/{*rest}", get(answer)).with_state(mirror)
+}
+
+#[derive(Deserialize)]
+struct Heard {
+    epoch: u64,
+    since: u64,
+}
+
+async fn holdings(State(mirror): State<Mirror>, Query(heard): Query<Heard>) -> Response {
+    match mirror.holdings(heard.epoch, heard.since).await {
+        Some(message) => ([(CONTENT_TYPE, "application/octet-stream")], message).into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+async fn answer(
+    State(mirror): State<Mirror>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Response {
+    let hop = text(request.headers(), &HOP).and_then(|hop| hop.parse().ok());
+    let Some(hop) = hop else { return StatusCode::BAD_REQUEST.into_response() };
+    match Route::parse(request.method().as_str(), request.uri().path(), request.uri().query()) {
+        Ok(Route::GetManifest { repo, reference, head: false }) => {
+            manifest(&mirror, &repo, &reference, hop).await
+        }
+        Ok(Route::GetBlob { repo, digest, head: false }) => {
+            blob(&mirror, &peer, &repo, &digest, hop, request.headers()).await
+        }
+        Ok(_) => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+        Err(_) => StatusCode::BAD_REQUEST.into_response(),
+    }
+}
+
+async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: Hop) -> Response {
+    let served = match mirror.manifest_for_peer(repo, reference, hop).await {
+        Ok(ManifestForPeer::Found(served)) => served,
+        Ok(ManifestForPeer::Absent) => return StatusCode::NOT_FOUND.into_response(),
+        Ok(ManifestForPeer::No) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Err(error) => {
+            tracing::debug!(repo.name = %repo, %reference, error = %chain(&error), "a peer was not given a manifest");
+            return StatusCode::BAD_GATEWAY.into_response();
+        }
+    };
+    let mut response = Response::new(Body::from(served.manifest.bytes));
+    let headers = response.headers_mut();
+    set(headers, CONTENT_DIGEST, served.manifest.digest.to_string());
+    set(headers, CONTENT_TYPE, served.manifest.media_type);
+    if let Some(age) = served.age {
+        set(headers, AGE, age.since_confirmed.as_secs().to_string());
+        if age.stale {
+            headers.insert(WARNING, HeaderValue::from_static(STALE));
+        }
+    }
+    response
+}
+
+/// Who cannot be served is told so by a status alone: 503 with others to ask, 404, or 502 if upstream did not deliver.
+async fn blob(
+    mirror: &Mirror,
+    peer: &Peer,
+    repo: &RepoName,
+    digest: &Digest,
+    hop: Hop,
+    asked: &HeaderMap,
+) -> Response {
+    let blob = match mirror.blob_for_peer(peer, repo, digest, hop).await {
+        Ok(BlobForPeer::Found(blob)) => blob,
+        Ok(BlobForPeer::Refer(peers)) => {
+            let mut response = StatusCode::SERVICE_UNAVAILABLE.into_response();
+            set(response.headers_mut(), REFER, joined(&peers));
+            return response;
+        }
+        Ok(BlobForPeer::No) => return StatusCode::NOT_FOUND.into_response(),
+        Err(error) => {
+            tracing::debug!(%digest, error = %chain(&error), "a peer was not given a blob");
+            return StatusCode::BAD_GATEWAY.into_response();
+        }
+    };
+    let size_bytes = blob.size_bytes;
+    let (status, range) = match RangeRequest::parse(text(asked, &RANGE), size_bytes) {
+        RangeRequest::Whole => (StatusCode::OK, 0..size_bytes),
+        RangeRequest::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+        RangeRequest::Unsatisfiable => return StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
+    };
+    let path = joined(&blob.path);
+    let mut response = Response::new(Body::from_stream(blob.read(range.clone())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    set(headers, CONTENT_DIGEST, digest.to_string());
+    set(headers, CONTENT_LENGTH, (range.end - range.start).to_string());
+    set(headers, PATH, path);
+    if status == StatusCode::PARTIAL_CONTENT {
+        set(headers, CONTENT_RANGE, format!("bytes {}-{}/{size_bytes}", range.start, range.end - 1));
+    }
+    response
+}
+
+fn joined(peers: &[Peer]) -> String {
+    peers.iter().map(Peer::as_str).collect::<Vec<_>>().join(", ")
+}

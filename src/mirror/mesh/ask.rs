@@ -1,0 +1,293 @@
+//! Asks a peer of the mesh for a blob or a manifest, in the words of the registry API.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use hyper::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE, WARNING};
+use hyper::{Request, Response, StatusCode};
+use tokio::time::timeout;
+
+use super::Mesh;
+use super::fanout::referred;
+use crate::ipfs::{IpfsError, Peer, PeerBody};
+use crate::mirror::MirrorError;
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::{Algorithm, Digest, Reference, RepoName};
+
+/// What a peer may do to answer.
+pub const HOP: HeaderName = HeaderName::from_static("shoal-hop");
+/// The peers that the bytes of a fill come by, nearest first.
+pub const PATH: HeaderName = HeaderName::from_static("shoal-path");
+/// Peers to ask instead.
+pub const REFER: HeaderName = HeaderName::from_static("shoal-refer");
+
+/// How long a peer that holds a thing may take to say so …
+const HELD_TIMEOUT: Duration = Duration::from_millis(500);
+/// … and one that has to go upstream first.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a body may bring nothing before another source takes over.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a manifest may take in all.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Peers that one may refer to, or that a path may have.
+const PEERS_MAX: usize = 64;
+
+/// What a peer may do to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hop {
+    /// Give what it has, or is about to have.
+    Held,
+    /// Go upstream for it.
+    Fetch,
+}
+
+impl Hop {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Fetch => "fetch",
+        }
+    }
+}
+
+impl FromStr for Hop {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "held" => Ok(Self::Held),
+            "fetch" => Ok(Self::Fetch),
+            _ => Err(()),
+        }
+    }
+}
+
+/// What a peer says when it is asked for a blob.
+pub(in crate::mirror) enum Answer {
+    Bytes {
+        /// Of the whole blob.
+        size_bytes: u64,
+        at: u64,
+        bytes: BoxStream<'static, Result<Bytes, MirrorError>>,
+        /// The peers that they come by, the nearest first.
+        path: Vec<Peer>,
+    },
+    /// Others have it, to be asked in this order.
+    Refer(Vec<Peer>),
+    No,
+}
+
+/// A manifest of a peer, which is what it was asked for if that was a digest.
+pub(in crate::mirror) struct PeerManifest {
+    pub(in crate::mirror) digest: Digest,
+    pub(in crate::mirror) bytes: Bytes,
+    /// Since upstream confirmed it.
+    pub(in crate::mirror) age: Duration,
+    pub(in crate::mirror) stale: bool,
+}
+
+/// Whether a peer has a manifest.
+pub(in crate::mirror) enum ManifestAnswer {
+    Found(PeerManifest),
+    /// Upstream told it that there is none.
+    Absent,
+    /// It cannot say.
+    No,
+}
+
+impl Mesh {
+    /// Asks a peer for a blob from `from` on, up to `to` if that is given. An error, and a body that stalls, leave it
+    /// alone for a while.
+    pub(in crate::mirror) async fn blob(
+        &self,
+        peer: &Peer,
+        hop: Hop,
+        repo: &RepoName,
+        digest: &Digest,
+        from: u64,
+        to: Option<u64>,
+    ) -> Result<Answer, MirrorError> {
+        if !self.may_be_asked(peer) {
+            // A peer may refer to anybody.
+            return Ok(Answer::No);
+        }
+        let mut request = self.request(hop, format!("/v2/{repo}/blobs/{digest}"))?;
+        let last = to.map(|to| to.saturating_sub(1).to_string()).unwrap_or_default();
+        if (from > 0 || to.is_some())
+            && let Ok(range) = HeaderValue::try_from(format!("bytes={from}-{last}"))
+        {
+            request.headers_mut().insert(RANGE, range);
+        }
+        let response = self.send(peer, hop, request).await?;
+        let headers = response.headers();
+        match response.status() {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT => (),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                return Ok(Answer::Refer(referred(peers(headers, &REFER), self.us())));
+            }
+            _ => return Ok(Answer::No),
+        }
+        let Some((at, size_bytes)) = extent(headers).filter(|(at, _)| *at <= from) else {
+            self.leave_alone(peer);
+            return Ok(Answer::No);
+        };
+        let mut path = vec![peer.clone()];
+        path.extend(peers(headers, &PATH));
+        let bytes = self.body(peer, response.into_body());
+        Ok(Answer::Bytes { size_bytes, at, bytes, path })
+    }
+
+    /// Asks a peer for a manifest.
+    pub(in crate::mirror) async fn manifest(
+        &self,
+        peer: &Peer,
+        hop: Hop,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<ManifestAnswer, MirrorError> {
+        let request = self.request(hop, format!("/v2/{repo}/manifests/{reference}"))?;
+        let response = self.send(peer, hop, request).await?;
+        match response.status() {
+            StatusCode::OK => (),
+            StatusCode::NOT_FOUND => return Ok(ManifestAnswer::Absent),
+            _ => return Ok(ManifestAnswer::No),
+        }
+        let age = text(response.headers(), &AGE).and_then(|age| age.parse().ok()).map(Duration::from_secs);
+        let stale = response.headers().contains_key(WARNING);
+        let mut body = self.body(peer, response.into_body());
+        let whole = async {
+            let mut bytes = BytesMut::new();
+            while let Some(chunk) = body.next().await {
+                bytes.extend_from_slice(&chunk?);
+                if bytes.len() > MANIFEST_BYTES_MAX {
+                    return Err(MirrorError::ManifestTooLarge(MANIFEST_BYTES_MAX));
+                }
+            }
+            Ok(bytes.freeze())
+        };
+        let late = |_| MirrorError::Peer(IpfsError::Timeout(peer.to_string(), MANIFEST_TIMEOUT.as_secs()));
+        let bytes = timeout(MANIFEST_TIMEOUT, whole).await.map_err(late)??;
+        let algorithm = match reference {
+            Reference::Digest(digest) => digest.algorithm(),
+            Reference::Tag(_) => Algorithm::Sha256,
+        };
+        let digest = Digest::of(algorithm, &bytes);
+        if let Reference::Digest(expected) = reference
+            && *expected != digest
+        {
+            self.ban(peer);
+            return Err(MirrorError::Forged { expected: *expected, actual: digest });
+        }
+        Ok(ManifestAnswer::Found(PeerManifest { digest, bytes, age: age.unwrap_or_default(), stale }))
+    }
+
+    fn request(&self, hop: Hop, path: String) -> Result<Request<Bytes>, MirrorError> {
+        // Repository, tag and digest are made of what a path may have.
+        let request = Request::get(path).header(HOP, hop.as_str()).body(Bytes::new());
+        request.map_err(|_| MirrorError::Closed)
+    }
+
+    async fn send(
+        &self,
+        peer: &Peer,
+        hop: Hop,
+        request: Request<Bytes>,
+    ) -> Result<Response<PeerBody>, MirrorError> {
+        let waits = match hop {
+            Hop::Held => HELD_TIMEOUT,
+            Hop::Fetch => FETCH_TIMEOUT,
+        };
+        let answer = match timeout(waits, self.0.ipfs.request(peer, request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(IpfsError::Timeout(format!("peer {peer}"), waits.as_secs())),
+        };
+        answer.map_err(|error| {
+            self.leave_alone(peer);
+            MirrorError::Peer(error)
+        })
+    }
+
+    /// A body as it comes; counted as under way until it is dropped.
+    fn body(&self, peer: &Peer, body: PeerBody) -> BoxStream<'static, Result<Bytes, MirrorError>> {
+        let asked = Asked::new(self, peer);
+        stream::try_unfold((body, asked), |(mut body, asked)| async move {
+            let next = match timeout(STALL_TIMEOUT, body.next()).await {
+                Ok(next) => next.transpose(),
+                Err(_) => Err(IpfsError::Timeout(format!("peer {}", asked.peer), STALL_TIMEOUT.as_secs())),
+            };
+            match next {
+                Ok(chunk) => Ok(chunk.map(|chunk| (chunk, (body, asked)))),
+                Err(error) => {
+                    asked.mesh.leave_alone(&asked.peer);
+                    Err(MirrorError::Peer(error))
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+/// A request that is under way.
+struct Asked {
+    mesh: Mesh,
+    peer: Peer,
+}
+
+impl Asked {
+    fn new(mesh: &Mesh, peer: &Peer) -> Self {
+        if let Some(known) = mesh.peers().get_mut(peer) {
+            known.asked += 1;
+        }
+        Self { mesh: mesh.clone(), peer: peer.clone() }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(known) = self.mesh.peers().get_mut(&self.peer) {
+            known.asked = known.asked.saturating_sub(1);
+        }
+    }
+}
+
+/// Where an answer begins, and how large the whole is.
+fn extent(headers: &HeaderMap) -> Option<(u64, u64)> {
+    let Some(range) = text(headers, &CONTENT_RANGE) else {
+        return Some((0, text(headers, &CONTENT_LENGTH)?.parse().ok()?));
+    };
+    let (range, size_bytes) = range.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, size_bytes.parse().ok()?))
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn peers(headers: &HeaderMap, name: &HeaderName) -> Vec<Peer> {
+    let names = text(headers, name).unwrap_or_default().split(',').map(str::trim);
+    names.filter(|name| !name.is_empty() && name.len() <= 128).take(PEERS_MAX).map(Peer::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent_of(name: HeaderName, value: &'static str) -> Option<(u64, u64)> {
+        extent(&[(name, HeaderValue::from_static(value))].into_iter().collect())
+    }
+
+    #[test]
+    fn an_answer_says_where_it_begins_and_how_large_the_whole_is() {
+        assert_eq!(extent_of(CONTENT_LENGTH, "7"), Some((0, 7)));
+        assert_eq!(extent_of(CONTENT_RANGE, "bytes 3-5/7"), Some((3, 7)));
+        for malformed in
+            ["bytes 3-5/*", "bytes */7", "3-5/7", "bytes -1-5/7", "bytes 3-5/99999999999999999999"]
+        {
+            assert_eq!(extent_of(CONTENT_RANGE, malformed), None, "{malformed}");
+        }
+        assert_eq!(extent(&HeaderMap::new()), None);
+    }
+}

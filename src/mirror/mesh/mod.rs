@@ -1,0 +1,222 @@
+//! The daemons that share with us what they pulled through: what each holds, whom to ask for what, and who of us goes
+//! upstream. Nobody is special, and nobody is told what to do: all compute the same succession.
+//!
+//! Of a fill that runs, a daemon follows only those that are meant for the blob more than it is itself, or whom it was
+//! referred to, so that followers form a tree.
+
+mod ask;
+mod fanout;
+mod holdings;
+mod latency;
+mod listen;
+mod pieces;
+mod rendezvous;
+mod together;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use moka::sync::Cache;
+
+use crate::ipfs::{Ipfs, Peer};
+use crate::tasks::Tasks;
+pub(super) use ask::{Answer, ManifestAnswer, PeerManifest};
+pub use ask::{HOP, Hop, PATH, REFER};
+pub(super) use fanout::Followers;
+pub(super) use holdings::{Held, Key};
+use holdings::{Ours, Theirs};
+use latency::Latencies;
+pub use listen::HOLDINGS_PATH;
+use rendezvous::{succession, weight};
+
+/// How long a peer that failed is left alone.
+const PENALTY: Duration = Duration::from_secs(10);
+/// The same for one that sent wrong bytes.
+const BAN: Duration = Duration::from_secs(3600);
+/// How long ago a peer must have answered to be reckoned with: its answers take up to [`TELL_WAIT`].
+const ANSWERED_WITHIN: Duration = Duration::from_secs(40);
+/// How long a peer that asks what we hold waits for news.
+const TELL_WAIT: Duration = Duration::from_secs(15);
+/// Peers that are reckoned with.
+const PEERS_MAX: usize = 1024;
+/// Bans that are remembered.
+const BANNED_MAX: u64 = 1024;
+/// Peers that hold a thing which are tried, and those of the succession, before we go upstream ourselves.
+const HOLDERS_MAX: usize = 4;
+const FETCHERS_MAX: usize = 3;
+
+/// The mesh as one daemon sees it. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Mesh(Arc<Shared>);
+
+struct Shared {
+    ipfs: Arc<dyn Ipfs>,
+    us: Peer,
+    ours: Ours,
+    peers: Mutex<HashMap<Peer, Known>>,
+    /// Until when those are left alone that sent wrong bytes: it holds though they leave and come again.
+    banned: Cache<Peer, Instant>,
+}
+
+/// What is known of a peer.
+#[derive(Default)]
+struct Known {
+    theirs: Theirs,
+    answered_at: Option<Instant>,
+    left_alone_until: Option<Instant>,
+    /// How long it took to begin to answer.
+    latencies: Latencies,
+    /// Requests to it that are under way.
+    asked: usize,
+}
+
+impl Known {
+    fn is_healthy(&self, now: Instant) -> bool {
+        let rests = self.left_alone_until.is_some_and(|until| now < until);
+        !rests && self.answered_at.is_some_and(|at| now.duration_since(at) < ANSWERED_WITHIN)
+    }
+}
+
+/// Somebody to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Candidate {
+    Peer(Peer, Hop),
+    Upstream,
+}
+
+impl Mesh {
+    /// Begins to listen to whoever is in the mesh. `us`: our own peer id.
+    pub(super) fn start(tasks: &Tasks, ipfs: Arc<dyn Ipfs>, us: Peer) -> Self {
+        // Not known before: a peer must not take what we hold for what we held in a run before.
+        let epoch = uuid::Uuid::new_v4().as_u64_pair().0;
+        let banned = Cache::builder().max_capacity(BANNED_MAX).time_to_live(BAN).build();
+        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default(), banned };
+        let mesh = Self(Arc::new(shared));
+        let listener = mesh.clone();
+        let of_peers = tasks.clone();
+        tasks.spawn("mesh", |stop| listen::run(listener, of_peers, stop));
+        mesh
+    }
+
+    /// Notes what we hold, to be told.
+    pub(super) fn hold(&self, key: Key, held: Option<Held>) {
+        self.0.ours.set(key, held);
+    }
+
+    /// Replaces what we hold whole.
+    pub(super) fn hold_whole(&self, keys: &HashSet<Key>) {
+        self.0.ours.replace_whole(keys);
+    }
+
+    /// What we tell a peer that knows what we held at `version` of `epoch`; waits a while for news.
+    pub(super) async fn told(&self, epoch: u64, version: u64) -> Bytes {
+        self.0.ours.told(epoch, version, TELL_WAIT).await
+    }
+
+    /// Whether anybody is there.
+    pub(super) fn is_alone(&self) -> bool {
+        let now = Instant::now();
+        !self.peers().values().any(|known| known.is_healthy(now))
+    }
+
+    /// Whom to ask for what has a digest, in this order. Upstream is among them once: those behind it may have
+    /// credentials that we lack.
+    pub(super) fn candidates(&self, key: Key) -> Vec<Candidate> {
+        let now = Instant::now();
+        let (mut whole, mut filling, mut healthy) = (Vec::new(), Vec::new(), Vec::new());
+        {
+            let peers = self.peers();
+            for (peer, known) in peers.iter().filter(|(_, known)| known.is_healthy(now)) {
+                healthy.push(peer.clone());
+                match known.theirs.held(key) {
+                    Some(Held::Whole) => whole.push((known.asked, weight(peer, key), peer.clone())),
+                    Some(Held::Filling) => filling.push(peer.clone()),
+                    None => (),
+                }
+            }
+        }
+        whole.sort();
+        let whole = whole.into_iter().map(|(_, _, peer)| peer).take(HOLDERS_MAX);
+        let ours = weight(&self.0.us, key);
+        filling.retain(|peer| weight(peer, key) > ours);
+        let filling = succession(filling, key).into_iter().take(HOLDERS_MAX);
+        let held = whole.chain(filling).map(|peer| Candidate::Peer(peer, Hop::Held));
+        held.chain(self.fetchers(healthy, key)).collect()
+    }
+
+    /// Whom to ask to go upstream for something, in this order: the succession, with ourselves in our place.
+    pub(super) fn fetchers_of(&self, key: Key) -> Vec<Candidate> {
+        let now = Instant::now();
+        let peers = self.peers();
+        let healthy = peers.iter().filter(|(_, known)| known.is_healthy(now)).map(|(peer, _)| peer.clone());
+        let healthy: Vec<Peer> = healthy.collect();
+        drop(peers);
+        self.fetchers(healthy, key)
+    }
+
+    fn fetchers(&self, mut healthy: Vec<Peer>, key: Key) -> Vec<Candidate> {
+        healthy.push(self.0.us.clone());
+        let order = succession(healthy, key);
+        let before: Vec<Peer> = order.iter().take_while(|peer| **peer != self.0.us).cloned().collect();
+        let behind = order.into_iter().skip(before.len() + 1).take(FETCHERS_MAX);
+        let fetch = |peer| Candidate::Peer(peer, Hop::Fetch);
+        let before = before.into_iter().take(FETCHERS_MAX).map(fetch);
+        before.chain([Candidate::Upstream]).chain(behind.map(fetch)).collect()
+    }
+
+    /// Those that hold a thing whole, least used first.
+    pub(super) fn holders(&self, key: Key) -> Vec<Peer> {
+        let now = Instant::now();
+        let peers = self.peers();
+        let holds = |known: &Known| known.is_healthy(now) && known.theirs.held(key) == Some(Held::Whole);
+        let mut holders: Vec<_> = peers
+            .iter()
+            .filter(|(_, known)| holds(known))
+            .map(|(peer, known)| (known.asked, peer.clone()))
+            .collect();
+        holders.sort();
+        holders.into_iter().map(|(_, peer)| peer).take(HOLDERS_MAX).collect()
+    }
+
+    /// Whether a peer may follow a fill of ours that has no source yet: only one that is meant for it less than we are, so
+    /// that no two wait for each other.
+    pub(super) fn may_wait_for_us(&self, peer: &Peer, key: Key) -> bool {
+        weight(&self.0.us, key) > weight(peer, key)
+    }
+
+    /// Whether a peer is one of us that can be asked.
+    fn may_be_asked(&self, peer: &Peer) -> bool {
+        let now = Instant::now();
+        self.peers().get(peer).is_some_and(|known| known.is_healthy(now))
+    }
+
+    pub(super) fn us(&self) -> &Peer {
+        &self.0.us
+    }
+
+    /// A peer failed: it is not asked for a while.
+    pub(super) fn leave_alone(&self, peer: &Peer) {
+        self.rest(peer, PENALTY);
+    }
+
+    /// A peer sent what is not what was asked for.
+    pub(super) fn ban(&self, peer: &Peer) {
+        tracing::warn!(%peer, "peer sent wrong bytes: it is not asked again for an hour");
+        self.0.banned.insert(peer.clone(), Instant::now() + BAN);
+        self.rest(peer, BAN);
+    }
+
+    fn rest(&self, peer: &Peer, rest: Duration) {
+        if let Some(known) = self.peers().get_mut(peer) {
+            let until = Instant::now() + rest;
+            known.left_alone_until = Some(known.left_alone_until.map_or(until, |known| known.max(until)));
+        }
+    }
+
+    /// A panic leaves what was known of one peer before.
+    fn peers(&self) -> MutexGuard<'_, HashMap<Peer, Known>> {
+        self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

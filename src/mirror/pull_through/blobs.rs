@@ -1,0 +1,110 @@
+//! Blobs: in the cache, or on their way into it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use tokio::time::timeout;
+
+use super::super::{MirrorError, Origin, StoredBlob};
+use super::fill::Fill;
+use super::reader::{self, For};
+use super::supply::Supply;
+use super::{HEADER_TIMEOUT, Place, PullThrough, late};
+use crate::mirror::mesh::Key;
+use crate::oci::Digest;
+
+/// A blob of another registry.
+pub(in crate::mirror) struct Found {
+    pub(in crate::mirror) size_bytes: u64,
+    pub(super) content: Content,
+}
+
+pub(super) enum Content {
+    Cached(StoredBlob),
+    Filling(Arc<Fill>, Box<Supply>),
+}
+
+impl PullThrough {
+    /// A blob; starts its fill if nobody has yet. `None`: upstream says that there is none. `resumes`: the client has
+    /// the beginning already, so that after a failure it is told so rather than given a second try.
+    pub(in crate::mirror) async fn blob(
+        &self,
+        place: &Place,
+        digest: &Digest,
+        resumes: bool,
+    ) -> Result<Option<(Found, Origin)>, MirrorError> {
+        if let Some((blob, _)) = self.0.cache.blob_anywhere(digest).await? {
+            let found = Found { size_bytes: blob.size_bytes, content: Content::Cached(blob) };
+            return Ok(Some((found, Origin::Cache)));
+        }
+        if resumes && let Some(failure) = self.0.fills.failed(digest) {
+            return Err(MirrorError::FillBroken { digest: *digest, source: failure });
+        }
+        let key = format!("{}@{digest}/blob", place.joined);
+        if let Some((until, _)) = self.0.negative.get(&key)
+            && Instant::now() < until
+        {
+            return Ok(None);
+        }
+        let supply = self.supply(place, digest);
+        let fill = self.0.fills.follow(supply.clone())?;
+        let size_bytes = timeout(HEADER_TIMEOUT, fill.size_bytes()).await.map_err(|_| late(place))?;
+        match size_bytes.map_err(MirrorError::Fill)? {
+            Some(size_bytes) => {
+                let origin = fill.state().from.unwrap_or(Origin::Upstream(place.repository.host.clone()));
+                let content = Content::Filling(fill, Box::new(supply));
+                Ok(Some((Found { size_bytes, content }, origin)))
+            }
+            None => {
+                let until = Instant::now() + place.upstream.config().negative_ttl;
+                self.0.negative.insert(key, (until, None));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The size of a blob, for who asks for no more.
+    pub(in crate::mirror) async fn blob_size(
+        &self,
+        place: &Place,
+        digest: &Digest,
+    ) -> Result<Option<(u64, Origin)>, MirrorError> {
+        if let Some((blob, _)) = self.0.cache.blob_anywhere(digest).await? {
+            return Ok(Some((blob.size_bytes, Origin::Cache)));
+        }
+        if let (Some(size_bytes), Some(mesh)) = (self.0.sizes.get(digest), self.mesh(place))
+            && let Some(peer) = mesh.holders(Key::of_digest(digest)).into_iter().next()
+        {
+            return Ok(Some((size_bytes, Origin::Peer(peer))));
+        }
+        let size = timeout(HEADER_TIMEOUT, place.upstream.head_blob(&place.repository.name, digest))
+            .await
+            .map_err(|_| late(place))??;
+        Ok(size.map(|size_bytes| (size_bytes, Origin::Upstream(place.repository.host.clone()))))
+    }
+
+    pub(in crate::mirror) fn read(
+        &self,
+        found: &Found,
+        range: Range<u64>,
+    ) -> BoxStream<'static, Result<Bytes, MirrorError>> {
+        match &found.content {
+            Content::Cached(blob) => self.0.cache.read_held(blob, range),
+            Content::Filling(fill, supply) => {
+                reader::follow(fill.clone(), (**supply).clone(), range, For::Client)
+            }
+        }
+    }
+
+    /// Whom to ask for a blob: the mesh and upstream, as far as the registry is shared.
+    pub(super) fn supply(&self, place: &Place, digest: &Digest) -> Supply {
+        let mesh = self.mesh(place).cloned();
+        let (repository, joined) = (place.repository.clone(), place.joined.clone());
+        let mut supply = Supply::new(*digest, repository, joined, place.upstream.clone(), mesh);
+        supply.size_bytes = self.0.sizes.get(digest);
+        supply
+    }
+}

@@ -1,0 +1,151 @@
+//! What peers of the mesh are given: what was pulled through of registries that are shared, also while it comes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::time::timeout;
+
+use super::super::mesh::{Hop, Key};
+use super::super::{MirrorError, Served, StoredBlob};
+use super::fill::{Fill, Follower};
+use super::manifests::Scope;
+use super::reader::{self, For};
+use super::supply::Supply;
+use super::{HEADER_TIMEOUT, Place, PullThrough, late};
+use crate::ipfs::Peer;
+use crate::oci::{Digest, Reference, RepoName, Repository};
+
+/// What a peer is told that asks for a blob.
+pub enum BlobForPeer {
+    Found(Box<SharedBlob>),
+    /// Enough follow its fill already: these.
+    Refer(Vec<Peer>),
+    /// It is not here, and not to be fetched for this peer.
+    No,
+}
+
+/// A blob that a peer may read.
+pub struct SharedBlob {
+    pub size_bytes: u64,
+    /// The peers that its bytes come by, the nearest first.
+    pub path: Vec<Peer>,
+    content: Content,
+    through: PullThrough,
+}
+
+enum Content {
+    Cached(Box<StoredBlob>),
+    Filling(Arc<Fill>, Box<Supply>, Arc<Follower>),
+}
+
+/// What a peer is told that asks for a manifest.
+pub enum ManifestForPeer {
+    Found(Box<Served>),
+    /// Upstream says that there is none.
+    Absent,
+    /// It cannot be said.
+    No,
+}
+
+impl SharedBlob {
+    /// The bytes of `range`, as they come. Not held back: the peer holds them to the digest itself.
+    pub fn read(self, range: Range<u64>) -> BoxStream<'static, Result<Bytes, MirrorError>> {
+        match self.content {
+            Content::Cached(blob) => self.through.0.cache.read_held(&blob, range),
+            Content::Filling(fill, supply, follower) => reader::follow(fill, *supply, range, For::Peer)
+                .inspect(move |_| {
+                    let _ = &follower;
+                })
+                .boxed(),
+        }
+    }
+}
+
+impl PullThrough {
+    /// See [`super::super::Mirror::holdings`].
+    pub(in crate::mirror) async fn holdings(&self, epoch: u64, version: u64) -> Option<Bytes> {
+        Some(self.0.mesh.as_ref()?.told(epoch, version).await)
+    }
+
+    pub(in crate::mirror) async fn blob_for_peer(
+        &self,
+        peer: &Peer,
+        joined: &RepoName,
+        digest: &Digest,
+        hop: Hop,
+    ) -> Result<BlobForPeer, MirrorError> {
+        let Some(place) = self.shared_place(joined) else { return Ok(BlobForPeer::No) };
+        if let Some(blob) = self.shared_blob(&place, digest).await? {
+            let size_bytes = blob.size_bytes;
+            let content = Content::Cached(Box::new(blob));
+            let shared = SharedBlob { size_bytes, path: Vec::new(), content, through: self.clone() };
+            return Ok(BlobForPeer::Found(Box::new(shared)));
+        }
+        let mut supply = self.supply(&place, digest);
+        supply.mesh = None;
+        let fill = match self.0.fills.running(digest) {
+            Some(fill) if self.may_follow(&fill, peer) => fill,
+            Some(_) => return Ok(BlobForPeer::No),
+            None if hop == Hop::Fetch => self.0.fills.follow(supply.clone())?,
+            None => return Ok(BlobForPeer::No),
+        };
+        let follower = match fill.admit(peer) {
+            Ok(follower) => Arc::new(follower),
+            Err(followers) => return Ok(BlobForPeer::Refer(followers)),
+        };
+        let size_bytes = timeout(HEADER_TIMEOUT, fill.size_bytes()).await.map_err(|_| late(&place))?;
+        let Some(size_bytes) = size_bytes.map_err(MirrorError::Fill)? else { return Ok(BlobForPeer::No) };
+        let path = fill.state().path.to_vec();
+        let content = Content::Filling(fill, Box::new(supply), follower);
+        let shared = SharedBlob { size_bytes, path, content, through: self.clone() };
+        Ok(BlobForPeer::Found(Box::new(shared)))
+    }
+
+    /// Whether a peer may follow a fill without the two, or more, waiting for each other.
+    fn may_follow(&self, fill: &Fill, peer: &Peer) -> bool {
+        let Some(mesh) = &self.0.mesh else { return false };
+        let state = fill.state();
+        match state.from {
+            None => mesh.may_wait_for_us(peer, Key::of_digest(&fill.digest)),
+            Some(_) => !state.path.contains(peer),
+        }
+    }
+
+    pub(in crate::mirror) async fn manifest_for_peer(
+        &self,
+        joined: &RepoName,
+        reference: &Reference,
+        hop: Hop,
+    ) -> Result<ManifestForPeer, MirrorError> {
+        let Some(place) = self.shared_place(joined) else { return Ok(ManifestForPeer::No) };
+        let scope = match hop {
+            Hop::Fetch => Scope::Upstream,
+            Hop::Held => Scope::Local,
+        };
+        Ok(match self.manifest(&place, reference, scope).await? {
+            Some(served) => ManifestForPeer::Found(Box::new(served)),
+            None if hop == Hop::Fetch => ManifestForPeer::Absent,
+            None => ManifestForPeer::No,
+        })
+    }
+
+    /// The place that a name in the cache stands for, if it is one of a registry that is shared.
+    fn shared_place(&self, joined: &RepoName) -> Option<Place> {
+        let repository = Repository::split(joined)?;
+        let upstream = self.0.upstreams.get(&repository.host).filter(|upstream| upstream.config().share)?;
+        Some(Place { upstream, repository, joined: joined.clone() })
+    }
+
+    /// A blob in the cache that may be shared: one of the repository that is asked for, or of any other where all are.
+    async fn shared_blob(&self, place: &Place, digest: &Digest) -> Result<Option<StoredBlob>, MirrorError> {
+        let all_are_shared = self.0.upstreams.all_are_shared();
+        let root = self.0.cache.own().await?.commits.root();
+        if !all_are_shared && !self.0.cache.has_blob(&root, &place.joined, digest).await? {
+            return Ok(None);
+        }
+        Ok(self.0.cache.blob_anywhere(digest).await?.map(|(blob, _)| blob))
+    }
+}

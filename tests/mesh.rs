@@ -1,0 +1,188 @@
+//! Whole daemons that trust each other: by address, by name, by the key of a private network; and what strangers may ask.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
+mod common;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{Daemon, Image, PATIENCE, daemon};
+use futures::TryStreamExt;
+use hyper::{Request, StatusCode};
+use libp2p::Multiaddr;
+use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
+use shoal::ipfs::{Ipfs, IpfsError, Peer};
+use shoal::ipld::{Block, Cid, car};
+use shoal::node::{self, NodeClient, NodeConfig};
+use shoal::store::{Store, StoreOptions};
+use shoal::tasks::Tasks;
+use tempfile::{NamedTempFile, TempDir};
+
+/// Waits until the status is as wanted.
+async fn until(daemon: &Daemon, wanted: impl Fn(&shoal::api::Node) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let node = daemon.status().node;
+        if wanted(&node) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{node:?}\n{}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Where a daemon listens, without saying that it is this daemon.
+fn place(daemon: &Daemon) -> String {
+    daemon.address.split("/p2p/").next().unwrap().to_owned()
+}
+
+fn swarm_key(byte: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    write!(file, "/key/swarm/psk/1.0.0/\n/base16/\n{}\n", byte.repeat(32)).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn whoever_answers_at_a_trusted_address_or_name_is_in_the_mesh() {
+    let other = daemon().start();
+    let by_name = place(&other).replace("/ip4/127.0.0.1/", "/dns4/localhost/");
+    for trusted in [other.address.clone(), place(&other), by_name] {
+        let one = daemon().env("REGISTRY_P2P_PEERS", &format!("[{trusted}]")).start();
+        until(&one, |node| node.mesh_peers == 1).await;
+        assert_eq!(other.status().node.mesh_peers, 0, "trust is not mutual by itself");
+    }
+}
+
+#[tokio::test]
+async fn a_lost_peer_of_the_mesh_is_found_again_at_its_address() {
+    let other = daemon().start();
+    let port = place(&other).rsplit_once('/').unwrap().1.to_owned();
+    let one = daemon().env("REGISTRY_P2P_PEERS", &format!("[/dns4/localhost/tcp/{port}]")).start();
+    until(&one, |node| node.mesh_peers == 1).await;
+    drop(other);
+    until(&one, |node| node.mesh_peers == 0).await;
+    // Somebody with another key, at the same place.
+    let _new = daemon().env("REGISTRY_P2P_LISTEN", &format!("[/ip4/127.0.0.1/tcp/{port}]")).start();
+    until(&one, |node| node.mesh_peers == 1).await;
+}
+
+#[tokio::test]
+async fn a_private_network_is_closed_to_who_has_no_key_or_another_one() {
+    let (key, another) = (swarm_key("ab"), swarm_key("cd"));
+    let with = |key: &NamedTempFile| daemon().env("REGISTRY_P2P_SWARMKEY", key.path().to_str().unwrap());
+    let publisher = with(&key).start();
+    let image = Image::small(1);
+    publisher.push("library/app", "1", &image).await;
+    let reader = with(&key).knows(&publisher).reads(&publisher.ipns).read_only().start();
+    reader.serves("library/app", "1", &image).await;
+    until(&publisher, |node| node.mesh_peers == 1).await;
+    until(&reader, |node| node.mesh_peers == 1).await;
+
+    for stranger in [daemon().knows(&publisher).start(), with(&another).knows(&publisher).start()] {
+        stranger.logs("not connected").await;
+        assert_eq!(stranger.status().node.peers, 0);
+        assert_eq!(publisher.status().node.peers, 1);
+    }
+}
+
+#[test]
+fn a_bad_swarm_key_is_named_and_not_shown() {
+    let mut file = NamedTempFile::new().unwrap();
+    write!(file, "/key/swarm/psk/1.0.0/\n/base16/\nabab").unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_shoal"))
+        .arg("serve")
+        .env("REGISTRY_P2P_SWARMKEY", file.path())
+        .env("REGISTRY_P2P_LISTEN", "[]")
+        .env("REGISTRY_HTTP_ADDR", "127.0.0.1:0")
+        .env("REGISTRY_HTTP_DEBUG_ADDR", "")
+        .env("REGISTRY_STORAGE_IPFS_ROOTDIRECTORY", TempDir::new().unwrap().path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("config key p2p.swarmkey: the third line") && !said.contains("abab"), "{said}");
+}
+
+/// A node that the daemon does not trust.
+struct Stranger {
+    client: NodeClient,
+    daemon: Peer,
+    _tasks: Tasks,
+    _folder: TempDir,
+}
+
+impl Stranger {
+    async fn of(daemon: &Daemon) -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+        let tasks = Tasks::new();
+        let config = NodeConfig {
+            listen: Vec::new(),
+            announce: Vec::new(),
+            bootstrap: vec![daemon.address.parse().unwrap()],
+            peers: Vec::new(),
+            followed: Vec::new(),
+            agent: "stranger".to_owned(),
+            connections_max: 1,
+            swarm_key: None,
+            mdns: false,
+        };
+        let (client, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
+        let address: Multiaddr = daemon.address.parse().unwrap();
+        let Some(Protocol::P2p(peer)) = address.iter().last() else { panic!("{address} has no peer id") };
+        Self { client, daemon: Peer::new(&peer.to_base58()), _tasks: tasks, _folder: folder }
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Bytes) {
+        let begun = Instant::now();
+        loop {
+            match self.client.request(&self.daemon, Request::get(path).body(Bytes::new()).unwrap()).await {
+                Ok(answer) => {
+                    let status = answer.status();
+                    let body: Vec<Bytes> = answer.into_body().try_collect().await.unwrap();
+                    return (status, body.concat().into());
+                }
+                Err(IpfsError::NotConnected(_)) if begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_gets_public_blocks_by_cid_and_nothing_else() {
+    let daemon = daemon().start();
+    daemon.push("library/app", "1", &Image::small(1)).await;
+    let root: Cid = daemon.status().own.unwrap().root.parse().unwrap();
+    let stranger = Stranger::of(&daemon).await;
+
+    let (status, bytes) = stranger.get(&format!("/ipfs/{root}?format=raw")).await;
+    assert_eq!(status, StatusCode::OK);
+    Block::verify(root, bytes).unwrap();
+    let (status, archive) = stranger.get(&format!("/ipfs/{root}?format=car&dag-scope=all")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(archive.starts_with(&car::header(&root)));
+    let absent = *Block::encode(0x55, Bytes::from_static(b"absent")).cid();
+    let (status, _) = stranger.get(&format!("/ipfs/{absent}?format=raw")).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let (status, protocols) = stranger.get("/.well-known/libp2p/protocols").await;
+    assert_eq!(
+        (status, protocols.as_ref()),
+        (StatusCode::OK, br#"{"/ipfs/gateway":{"path":"/"}}"#.as_slice())
+    );
+    for (path, expected) in [
+        ("/v2/".to_owned(), StatusCode::NOT_FOUND),
+        ("/v2/library/app/manifests/1".to_owned(), StatusCode::NOT_FOUND),
+        ("/mesh/anything".to_owned(), StatusCode::NOT_FOUND),
+        ("/ipfs/no-cid?format=raw".to_owned(), StatusCode::BAD_REQUEST),
+        (format!("/ipfs/{root}"), StatusCode::NOT_ACCEPTABLE),
+        (format!("/ipfs/{root}?format=tar"), StatusCode::NOT_ACCEPTABLE),
+    ] {
+        assert_eq!(stranger.get(&path).await.0, expected, "{path}");
+    }
+}
