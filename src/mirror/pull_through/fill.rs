@@ -36,6 +36,9 @@ const CHECKPOINT_BYTES: u64 = 64 << 20;
 const BARREN_TRIES_MAX: u32 = 4;
 /// … and before one is that has brought nothing yet: who waits for it still has another way.
 const FIRST_TRIES_MAX: u32 = 2;
+/// A blob up to this size is given to nobody before its digest matched: it takes no time, and who was given nothing can go
+/// elsewhere, whereas a wrong beginning is found out only at the end. Configs are all below it.
+const SMALL_BYTES_MAX: u64 = 256 * 1024;
 /// The pause before the second try; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
 /// What came from peers is not given to clients before its digest matched, up to this size and for so long.
@@ -492,10 +495,11 @@ impl Fill {
 }
 
 impl State {
-    /// What readers may have: not the last byte before the digest matched.
+    /// What readers may have: not the last byte before the digest matched, nor any of a small blob.
     pub(super) fn readable_bytes(&self) -> u64 {
         match (&self.stage, self.size_bytes) {
             (Stage::Verified, _) => self.received_bytes,
+            (_, Some(..=SMALL_BYTES_MAX)) => 0,
             (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
             (_, None) => 0,
         }
