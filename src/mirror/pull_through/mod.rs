@@ -16,6 +16,7 @@ mod names;
 mod prefetch;
 mod reader;
 mod supply;
+mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
