@@ -143,6 +143,11 @@ impl MirrorError {
         }
     }
 
+    /// Whether it took so long that another try is not worth the wait.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_timeout())
+    }
+
     /// Whether another try may go better.
     pub(super) fn is_transient(&self) -> bool {
         match self {

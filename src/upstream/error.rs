@@ -46,6 +46,11 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Whether it took all the time that it was given.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::Stalled { .. })
+    }
+
     /// The rest that the registry asked for.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

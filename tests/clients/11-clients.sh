@@ -76,17 +76,4 @@ SUITE=forky row crane crane "crane VERSION (testing)" dpkg-query -W crane
 SUITE="" row python_oras python-oras "PyPI oras VERSION" "$PYTHON_TOOLS/bin/pip" show oras
 SUITE="" row dxf dxf "PyPI python-dxf VERSION" "$PYTHON_TOOLS/bin/pip" show python-dxf
 
-# Testing's versions move, and a reason may be worded anew.
-comparable() { sed -E 's/ [0-9.]+ \(testing\)/ (testing)/; s/no: [^|]*/no /g'; }
-readme=$CLIENTS/README.md
-if [ -n "${UPDATE:-}" ]; then
-  awk -v table="$W/table" '
-    /^\| client / {while ((getline line <table) > 0) print line; inside = 1}
-    !/^\|/ {inside = 0}
-    !inside' "$readme" >"$W/readme"
-  cat "$W/readme" >"$readme"
-fi
-diff <(sed -n '/^| client /,/^$/p' "$readme" | grep '^|' | comparable) <(comparable <"$W/table") >"$W/difference" || {
-  cat "$W/failures" "$W/difference" >&2 || true
-  fail "the table of README.md is not what was measured"
-}
+table_of_readme client "$W/table"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""image.py FOLDER TAG [--seed N] [--layers N] [--kib N] [--arch A,B] - an OCI image layout with one more image in it.
+"""image.py FOLDER TAG [--seed N] [--layers N] [--kib N] [--arch A,B] [--plain] - an OCI image layout with one more image in it.
 
 The same arguments give the same bytes. The first layer holds a static busybox, so that the image runs and says
 "hello from the image"; the others hold random bytes. With several architectures the tag is an index.
@@ -14,6 +14,7 @@ args.add_argument("--seed", default="1")
 args.add_argument("--layers", type=int, default=2, help="layers of random bytes")
 args.add_argument("--kib", type=int, default=2500, help="size of each")
 args.add_argument("--arch", default="amd64")
+args.add_argument("--plain", action="store_true", help="layers that are not compressed")
 args = args.parse_args()
 
 IMAGE = "application/vnd.oci.image"
@@ -42,6 +43,12 @@ def tar(files):
     return out.getvalue()
 
 
+def put_layer(layer):
+    if args.plain:
+        return put(layer, IMAGE + ".layer.v1.tar")
+    return put(gzip.compress(layer, 1, mtime=0), IMAGE + ".layer.v1.tar+gzip")
+
+
 def image(arch):
     rng = random.Random(f"{args.seed}/{arch}")
     with open("/bin/busybox", "rb") as file:
@@ -56,7 +63,7 @@ def image(arch):
         "schemaVersion": 2,
         "mediaType": IMAGE + ".manifest.v1+json",
         "config": put_json(config, IMAGE + ".config.v1+json"),
-        "layers": [put(gzip.compress(layer, 1, mtime=0), IMAGE + ".layer.v1.tar+gzip") for layer in layers],
+        "layers": [put_layer(layer) for layer in layers],
     }
     return put_json(manifest, manifest["mediaType"]) | {"platform": {"architecture": arch, "os": "linux"}}
 

@@ -266,3 +266,25 @@ dxf_delete() {
   is_gone "$MINE:own"
   dxf_ del-blob "${MINE#*/}" "sha256:$(sha256sum "$DIR/file" | cut -d' ' -f1)"
 }
+
+# --- the tables of README.md ---
+
+# Testing's versions move, and a reason may be worded anew.
+comparable() { sed -E 's/ [0-9.]+ \(testing\)/ (testing)/g; s/no: [^|]*/no /g'; }
+
+# table_of_readme HEAD FILE - the table whose first cell is HEAD is the one in FILE, or is made so by UPDATE=1.
+table_of_readme() {
+  local readme=$CLIENTS/README.md
+  if [ -n "${UPDATE:-}" ]; then
+    awk -v table="$2" -v head="| $1 |" '
+      index($0, head) == 1 {while ((getline line <table) > 0) print line; inside = 1}
+      !/^\|/ {inside = 0}
+      !inside' "$readme" >"$W/readme"
+    cat "$W/readme" >"$readme"
+  fi
+  diff <(awk -v head="| $1 |" 'index($0, head) == 1 {inside = 1} !/^\|/ {inside = 0} inside' "$readme" | comparable) \
+    <(comparable <"$2") >"$W/difference" || {
+    cat "$W/failures" "$W/difference" >&2 || true
+    fail "the table of README.md is not what was measured"
+  }
+}

@@ -4,13 +4,12 @@
 //! Readers follow the write position. What was written as a whole leaf is read back from the store, what is behind the
 //! leaves from memory; the last byte is given to nobody before the digest matched.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cid::Cid;
 use futures::{StreamExt, TryStreamExt};
 use moka::sync::Cache;
 use tokio::sync::watch;
@@ -23,9 +22,9 @@ use super::super::writing::{Received, Writing};
 use super::super::{Inner, MirrorError, Origin, chain};
 pub(super) use super::state::{Stage, State};
 use super::supply::{Opened, Supply};
+use super::window::{Piece, Window};
 use crate::dag::Keep;
 use crate::ipfs::Peer;
-use crate::ipld::file_builder::CHUNK_BYTES;
 use crate::oci::{Digest, Repository};
 use crate::tasks::Tasks;
 
@@ -73,24 +72,6 @@ pub(super) struct Fill {
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
     followers: Mutex<Followers>,
-}
-
-/// What of a fill can be read, and where it is.
-#[derive(Default)]
-struct Window {
-    /// Whole leaves, in the store.
-    leaves: Vec<Cid>,
-    /// What came behind, from `tail_at` on.
-    tail: VecDeque<Bytes>,
-    tail_at: u64,
-    tail_end: u64,
-}
-
-/// The next bytes for a reader.
-enum Piece {
-    Bytes(Bytes),
-    Leaf { cid: Cid, skip: usize },
-    Nothing,
 }
 
 /// What a running fill shows in `status`.
@@ -256,7 +237,8 @@ impl Fill {
 
     /// The bytes at `position`, at least one and up to `bytes_max`, which must be readable.
     pub(super) async fn read_at(&self, position: u64, bytes_max: u64) -> Result<Bytes, MirrorError> {
-        let mut bytes = match self.piece(position) {
+        let piece = lock(&self.window).piece(position);
+        let mut bytes = match piece {
             Piece::Bytes(bytes) => bytes,
             Piece::Leaf { cid, skip } => {
                 let lost = || MirrorError::Tree { path: cid.to_string(), what: "is missing from a fill" };
@@ -269,26 +251,6 @@ impl Fill {
         };
         bytes.truncate(usize::try_from(bytes_max).unwrap_or(usize::MAX));
         Ok(bytes)
-    }
-
-    fn piece(&self, position: u64) -> Piece {
-        let window = lock(&self.window);
-        if position < window.tail_at {
-            let leaf_bytes = CHUNK_BYTES as u64;
-            let leaf = usize::try_from(position / leaf_bytes).ok().and_then(|n| window.leaves.get(n));
-            let skip = usize::try_from(position % leaf_bytes).unwrap_or_default();
-            return leaf.map_or(Piece::Nothing, |cid| Piece::Leaf { cid: *cid, skip });
-        }
-        let mut end = window.tail_end;
-        for bytes in window.tail.iter().rev() {
-            let start = end - bytes.len() as u64;
-            if start <= position && position < end {
-                let skip = usize::try_from(position - start).unwrap_or_default();
-                return Piece::Bytes(bytes.slice(skip..));
-            }
-            end = start;
-        }
-        Piece::Nothing
     }
 
     /// `None`: nobody has the blob. What came of one that fails is kept for the next try.
@@ -371,7 +333,11 @@ impl Fill {
                 Err(error) => error,
             };
             barren_tries = if writing.received_bytes > before { 0 } else { barren_tries + 1 };
-            let tries_max = if writing.received_bytes == 0 { FIRST_TRIES_MAX } else { BARREN_TRIES_MAX };
+            let tries_max = match writing.received_bytes {
+                _ if error.is_timeout() => 1,
+                0 => FIRST_TRIES_MAX,
+                _ => BARREN_TRIES_MAX,
+            };
             if barren_tries >= tries_max || !error.is_transient() {
                 return Err(error);
             }
@@ -439,26 +405,14 @@ impl Fill {
 
     /// Makes what was written readable. Without a chunk, what a run before this one has written.
     fn show(&self, writing: &Writing, chunk: &Bytes) {
+        let leaves = writing.file.leaves();
         {
             let mut window = lock(&self.window);
-            let known = window.leaves.len();
-            let leaves = &writing.file.leaves()[known..];
-            leaves.iter().for_each(|cid| self.keep.add(*cid));
-            window.leaves.extend(leaves);
+            leaves[window.leaves()..].iter().for_each(|cid| self.keep.add(*cid));
             if chunk.is_empty() {
-                window.tail_at = (window.leaves.len() * CHUNK_BYTES) as u64;
-                window.tail.extend(writing.file.open_parts().iter().cloned());
-                window.tail_end = writing.received_bytes;
+                window.resume(leaves, writing.file.open_parts(), writing.received_bytes);
             } else {
-                window.tail.push_back(chunk.clone());
-                window.tail_end += chunk.len() as u64;
-            }
-            let stored = (window.leaves.len() * CHUNK_BYTES) as u64;
-            while let Some(first) = window.tail.front().map(|bytes| bytes.len() as u64)
-                && window.tail_at + first <= stored
-            {
-                window.tail.pop_front();
-                window.tail_at += first;
+                window.push(leaves, chunk.clone());
             }
         }
         self.state.send_modify(|state| state.received_bytes = writing.received_bytes);

@@ -17,6 +17,7 @@ mod prefetch;
 mod reader;
 mod state;
 mod supply;
+mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use super::super::{MirrorError, Origin};
 use crate::ipfs::Peer;
 
+/// A blob up to this size is given to nobody before its digest matched: it takes no time, and who was given nothing can go
+/// elsewhere, whereas a wrong beginning is found out only at the end. Configs are all below it.
+const SMALL_BYTES_MAX: u64 = 256 * 1024;
+
 /// How far a fill is.
 #[derive(Clone, Debug)]
 pub(super) struct State {
@@ -32,10 +36,11 @@ pub(super) enum Stage {
 }
 
 impl State {
-    /// What readers may have: not the last byte before the digest matched.
+    /// What readers may have: not the last byte before the digest matched, nor any of a small blob.
     pub(super) fn readable_bytes(&self) -> u64 {
         match (&self.stage, self.size_bytes) {
             (Stage::Verified, _) => self.received_bytes,
+            (_, Some(..=SMALL_BYTES_MAX)) => 0,
             (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
             (_, None) => 0,
         }

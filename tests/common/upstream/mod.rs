@@ -276,9 +276,10 @@ impl Shared {
             Access::Basic(user, password) => (basic(user, password), "Basic realm=\"test\"".to_owned()),
             Access::Bearer(..) => {
                 let realm = format!("http://{}{TOKENS}", seen.header("host").unwrap_or_default());
+                let repo = seen.path.trim_start_matches("/v2/").rsplitn(3, '/').nth(2).unwrap_or_default();
                 (
                     format!("Bearer {}", self.current_token()),
-                    format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:any:pull\""),
+                    format!("Bearer realm=\"{realm}\",service=\"test\",scope=\"repository:{repo}:pull\""),
                 )
             }
         };
