@@ -247,7 +247,11 @@ impl PullThrough {
         let manifest = match (known, head.digest) {
             (Some(manifest), _) => Some(manifest),
             (None, Some(digest)) => {
-                let fetched = upstream.manifest(name, &Reference::Digest(digest)).await?;
+                let fetched = match upstream.manifest(name, &Reference::Digest(digest)).await? {
+                    // The tag has just been moved, or a header said what nothing has.
+                    None => upstream.manifest(name, reference).await?,
+                    found => found,
+                };
                 self.keep_if_found(place, fetched, std::slice::from_ref(tag)).await?
             }
             (None, None) => {
