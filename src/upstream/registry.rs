@@ -102,7 +102,8 @@ impl Registry {
             for (n, endpoint) in self.endpoints.iter().enumerate() {
                 let is_last = n + 1 == self.endpoints.len();
                 let patience = if is_last { ENDPOINT_TIMEOUT } else { FAILOVER_TIMEOUT };
-                match endpoint.get(ask, patience).await {
+                // On the heap: tokens and redirects make it large, and callers hold several in frames within frames.
+                match Box::pin(endpoint.get(ask, patience)).await {
                     Err(error) if error.is_transient() => failure = Some(error),
                     answer => return answer,
                 }
