@@ -1,5 +1,7 @@
 //! Manifests and blobs, by GET and HEAD. Bytes go out as they were pushed, never encoded.
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use axum::http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HOST,
@@ -28,6 +30,8 @@ pub(super) struct Asking {
     pub(super) headers: HeaderMap,
     /// By `?ns=`.
     registry: Option<Host>,
+    /// The mirrors and proxies that it came by.
+    via: Option<String>,
     /// It is ourselves.
     is_ours: bool,
 }
@@ -44,12 +48,13 @@ impl Asking {
         };
         let is_ourselves = |registry: &Host| text(&headers, &HOST) == Some(registry.as_str());
         let is_ours = registry.as_ref().is_some_and(is_ourselves);
-        Ok(Self { headers, registry, is_ours })
+        let via = via(&headers);
+        Ok(Self { headers, registry, via, is_ours })
     }
 
     fn asked<'a>(&'a self, repo: &'a RepoName) -> Asked<'a> {
         let registry = self.registry.as_ref();
-        Asked { repo, registry, via: text(&self.headers, &VIA), is_ours: self.is_ours }
+        Asked { repo, registry, via: self.via.as_deref(), is_ours: self.is_ours }
     }
 
     fn echo(&self, headers: &mut HeaderMap) {
@@ -181,6 +186,28 @@ fn matches_etag(asked: &HeaderMap, digest: &Digest) -> bool {
     })
 }
 
+/// The way of a request: all of `Via`, which proxies may write as several fields (RFC 9110, section 5.3).
+fn via(headers: &HeaderMap) -> Option<String> {
+    let hops = headers.get_all(VIA).iter().map(|hop| String::from_utf8_lossy(hop.as_bytes()));
+    hops.reduce(|way, hop| format!("{way}, {hop}").into()).map(Cow::into_owned)
+}
+
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_of_a_request_is_read_from_all_its_fields() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(via(&headers), None);
+        headers.append(VIA, HeaderValue::from_static("1.1 shoal-a, 1.1 b"));
+        headers.append(VIA, HeaderValue::from_static("2 c"));
+        assert_eq!(via(&headers).as_deref(), Some("1.1 shoal-a, 1.1 b, 2 c"));
+        headers.append(VIA, HeaderValue::from_bytes(b"1.1 \xff").unwrap());
+        assert!(via(&headers).unwrap().starts_with("1.1 shoal-a, "), "whatever else stands in it");
+    }
 }

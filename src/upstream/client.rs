@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Identity, Method, Proxy, Request, Response};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, Method, Proxy, Request, Response};
 use tokio::time::timeout;
 use url::Url;
 
@@ -44,6 +44,26 @@ pub(super) struct Get {
 /// The client that registries of this config may share. Reads files: not for an asynchronous thread that serves. `name`
 /// is the key below `mirror.registries` that errors lead to.
 pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, UpstreamError> {
+    let wrong = |error: reqwest::Error| UpstreamError::Config {
+        registry: name.to_owned(),
+        key: "upstream",
+        reason: innermost(&error),
+    };
+    match builder(name, config)?.build() {
+        // A small container may have no authorities at all: what needs none of them works.
+        Err(error) if config.ca.is_none() => {
+            tracing::warn!(
+                registry = name,
+                error = innermost(&error),
+                "the system's certificate authorities cannot be used, so that no registry is trusted over https: install them, or set `ca`"
+            );
+            builder(name, config)?.tls_certs_only([]).build().map_err(wrong)
+        }
+        built => built.map_err(wrong),
+    }
+}
+
+fn builder(name: &str, config: &RegistryConfig) -> Result<ClientBuilder, UpstreamError> {
     let wrong = |key: &'static str| {
         move |error: reqwest::Error| UpstreamError::Config {
             registry: name.to_owned(),
@@ -82,7 +102,7 @@ pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, U
             let reason = format!("{} has no certificate in PEM", path.display());
             return Err(UpstreamError::Config { registry: name.to_owned(), key: "ca", reason });
         }
-        builder = authorities.into_iter().fold(builder, |builder, ca| builder.add_root_certificate(ca));
+        builder = builder.tls_certs_merge(authorities);
     }
     if let Some((certificate, key)) = &config.client_certificate {
         let mut pem = read("certificate", certificate)?;
@@ -90,7 +110,7 @@ pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, U
         pem.extend(read("key", key)?);
         builder = builder.identity(Identity::from_pem(&pem).map_err(wrong("certificate"))?);
     }
-    builder.build().map_err(wrong("upstream"))
+    Ok(builder)
 }
 
 impl HttpClient {

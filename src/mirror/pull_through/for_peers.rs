@@ -16,7 +16,7 @@ use super::reader::{self, For};
 use super::supply::Supply;
 use super::{HEADER_TIMEOUT, Place, PullThrough, late};
 use crate::ipfs::Peer;
-use crate::oci::{Digest, Reference, RepoName, Repository};
+use crate::oci::{Digest, Host, Reference, RepoName, Repository};
 
 /// What a peer is told that asks for a blob.
 pub enum BlobForPeer {
@@ -88,7 +88,9 @@ impl PullThrough {
         supply.mesh = None;
         let fill = match self.0.fills.running(digest) {
             Some(fill) if self.may_follow(&fill, peer) => fill,
-            Some(fill) if fill.state().from.is_none() => return Ok(BlobForPeer::Refer(Vec::new())),
+            Some(fill) if fill.state().from.is_none() && self.is_shared(&fill.repository.host) => {
+                return Ok(BlobForPeer::Refer(Vec::new()));
+            }
             Some(_) => return Ok(BlobForPeer::No),
             None if hop == Hop::Fetch => self.0.fills.follow(supply.clone())?,
             None => return Ok(BlobForPeer::No),
@@ -105,9 +107,13 @@ impl PullThrough {
         Ok(BlobForPeer::Found(Box::new(shared)))
     }
 
-    /// Whether a peer may follow a fill without the two, or more, waiting for each other.
+    /// Whether a peer may follow a fill: one of a registry that is shared, and without the two, or more, waiting for each
+    /// other.
     fn may_follow(&self, fill: &Fill, peer: &Peer) -> bool {
         let Some(mesh) = &self.0.mesh else { return false };
+        if !self.is_shared(&fill.repository.host) {
+            return false;
+        }
         let state = fill.state();
         match state.from {
             None => mesh.may_wait_for_us(peer, Key::of_digest(&fill.digest)),
@@ -131,6 +137,10 @@ impl PullThrough {
             None if hop == Hop::Fetch => ManifestForPeer::Absent,
             None => ManifestForPeer::No,
         })
+    }
+
+    fn is_shared(&self, host: &Host) -> bool {
+        self.0.upstreams.get(host).is_some_and(|upstream| upstream.config().share)
     }
 
     /// The place that a name in the cache stands for, if it is one of a registry that is shared.

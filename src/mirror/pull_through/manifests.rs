@@ -298,7 +298,12 @@ impl PullThrough {
             Some(manifest) => manifest,
             None => {
                 let by = head.digest.map_or(reference.clone(), Reference::Digest);
-                let Some(fetched) = upstream.manifest(name, &by).await? else { return Ok(None) };
+                let fetched = match upstream.manifest(name, &by).await? {
+                    // The tag has just been moved, or a header said what nothing has.
+                    None => upstream.manifest(name, reference).await?,
+                    found => found,
+                };
+                let Some(fetched) = fetched else { return Ok(None) };
                 self.keep(place, fetched, std::slice::from_ref(tag)).await?
             }
         };

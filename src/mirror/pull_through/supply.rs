@@ -33,6 +33,8 @@ pub(super) struct Supply {
     pub(super) mesh: Option<Mesh>,
     /// The peers whose bytes are in the fill.
     served_by: HashSet<Peer>,
+    /// Some of them had the bytes from others.
+    relayed: bool,
     forgeries: usize,
     /// Several peers were asked at once: if they break off, one after the other is.
     tried_together: bool,
@@ -66,6 +68,7 @@ impl Supply {
             upstream,
             mesh,
             served_by: HashSet::new(),
+            relayed: false,
             forgeries: 0,
             tried_together: false,
         }
@@ -95,6 +98,7 @@ impl Supply {
                 Candidate::Peer(peer, hop) => match self.ask(&peer, hop, at).await {
                     Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
                         self.served_by.insert(peer.clone());
+                        self.relayed |= path.len() > 1;
                         let from = Origin::Peer(peer);
                         return Ok(Some(Opened { size_bytes: Some(size_bytes), at, from, path, bytes }));
                     }
@@ -169,9 +173,11 @@ impl Supply {
         if self.served_by.is_empty() {
             return false;
         }
-        let alone = self.served_by.len() == 1;
+        // One that passed on what others sent knew no better.
+        let alone = self.served_by.len() == 1 && !self.relayed;
         self.served_by.iter().for_each(|peer| if alone { mesh.ban(peer) } else { mesh.leave_alone(peer) });
         self.served_by.clear();
+        self.relayed = false;
         self.forgeries += 1;
         if self.forgeries >= FORGERIES_MAX {
             self.mesh = None;

@@ -138,6 +138,23 @@ async fn a_registry_that_never_answers_is_not_waited_for_long() {
 }
 
 #[tokio::test]
+async fn the_next_endpoint_is_asked_in_time_where_one_hangs() {
+    let hangs = Fake::start(|_| Reply::raw("").ending(Ending::Hang)).await;
+    let good = Fake::start(|_| manifest_reply()).await;
+    let (upstream, repo, latest) = (upstream(config(&[&hangs.url, &good.url])), repo(), latest());
+    let answer = upstream.manifest(&repo, &latest);
+    let pass_time = async {
+        hangs.until_asked().await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(4)).await;
+        tokio::time::resume();
+    };
+    let (answer, ()) = futures::join!(answer, pass_time);
+    assert_eq!(answer.unwrap().unwrap().bytes, MANIFEST);
+    assert_eq!((hangs.seen().len(), good.seen().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_body_that_stalls_is_an_error() {
     let half = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n01234";
     let fake = Fake::start(move |_| Reply::raw(half).ending(Ending::Hang)).await;

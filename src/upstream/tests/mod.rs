@@ -91,6 +91,17 @@ async fn a_head_tells_digest_type_and_size() {
     assert_eq!(fake.asked(), ["HEAD /v2/library/alpine/manifests/latest"]);
 }
 
+/// Handlers keep it on the stack of a thread, within others, and copy it when they pass it on.
+#[tokio::test]
+async fn what_waits_for_an_answer_is_small() {
+    const FUTURE_BYTES_MAX: usize = 8 << 10;
+    let (upstream, repo, latest) = (upstream(config(&["http://127.0.0.1:1"])), repo(), latest());
+    let size_bytes = size_of_val(&upstream.manifest(&repo, &latest));
+    assert!(size_bytes <= FUTURE_BYTES_MAX, "{size_bytes}");
+    let size_bytes = size_of_val(&upstream.blob(&repo, &Digest::sha256(BLOB), 0, None));
+    assert!(size_bytes <= FUTURE_BYTES_MAX, "{size_bytes}");
+}
+
 #[tokio::test]
 async fn where_head_is_not_allowed_get_is_asked() {
     let refuse = |seen: &Seen, reply: Reply| if seen.method == "HEAD" { Reply::status(405) } else { reply };
