@@ -10,7 +10,12 @@ use crate::peer::{Peer, peer_of};
 
 const HTTP: StreamProtocol = StreamProtocol::new("/http/1.1");
 const REQUEST: &[u8] = b"GET /.well-known/libp2p/protocols HTTP/1.1\r\nHost: x\r\n\r\n";
+/// What is tried …
 const STREAMS: usize = 1000;
+/// … and what must come of it: a connection carries some five hundred at once, whoever asks for more.
+const STREAMS_CARRIED_MIN: usize = 450;
+/// How often some are opened.
+const ROUNDS_MAX: usize = 80;
 /// What a daemon may take in memory while it is under attack, in a debug build.
 const MEMORY_BYTES_MAX: u64 = 320 << 20;
 
@@ -29,21 +34,23 @@ async fn ask(peer: &Peer, daemon: &Daemon) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_streams_that_say_nothing_or_half_of_it_keep_nobody_out() {
+async fn hundreds_of_streams_that_say_nothing_or_half_of_it_keep_nobody_out() {
     let daemon = daemon().start();
     let (hostile, honest) = (Peer::start().await, Peer::start().await);
     hostile.meets(&daemon).await;
     honest.meets(&daemon).await;
 
     let mut held = Vec::new();
-    while held.len() < STREAMS {
-        // As many as may be in negotiation at once.
+    for _ in 0..ROUNDS_MAX {
+        // As many as may be in negotiation at once; of these some may be refused.
         let opened = join_all((0..25).map(|_| open(&hostile, &daemon))).await;
-        held.extend(opened);
+        held.extend(opened.into_iter().flatten());
+        if held.len() >= STREAMS {
+            break;
+        }
     }
-    let opened = held.iter().flatten().count();
-    assert!(opened > STREAMS / 2, "only {opened} streams were opened");
-    for (number, stream) in held.iter_mut().flatten().enumerate() {
+    assert!(held.len() >= STREAMS_CARRIED_MIN, "only {} streams were opened", held.len());
+    for (number, stream) in held.iter_mut().enumerate() {
         let said: &[u8] = match number % 3 {
             0 => b"",
             1 => b"GET / HT",
