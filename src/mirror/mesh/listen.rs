@@ -64,7 +64,10 @@ async fn listen(mesh: Mesh, peer: Peer, stop: CancellationToken) {
             Some(Ok(())) => (),
             Some(Err(error)) => {
                 tracing::debug!(%peer, %error, "peer did not say what it holds");
-                mesh.leave_alone(&peer);
+                // Not reckoned with until it answers again, which may be at once: it may not have trusted us yet.
+                if let Some(known) = mesh.peers().get_mut(&peer) {
+                    known.answered_at = None;
+                }
                 if stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
                     return;
                 }
