@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use hyper::Method;
 
-use super::client::ask;
+use super::client::{ask, encoded};
 use super::{CommandError, Which, print};
 use crate::api;
 
@@ -63,11 +63,7 @@ pub(super) fn collect_garbage(which: &Which, json: bool) -> Result<(), CommandEr
     Ok(())
 }
 
-fn encoded(text: &str) -> String {
-    form_urlencoded::byte_serialize(text.as_bytes()).collect()
-}
-
-fn print_json(value: &impl serde::Serialize) {
+pub(super) fn print_json(value: &impl serde::Serialize) {
     // Plain values always serialise.
     print(&serde_json::to_string_pretty(value).unwrap_or_default());
 }

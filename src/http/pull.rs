@@ -28,6 +28,8 @@ pub(super) struct Asking {
     pub(super) headers: HeaderMap,
     /// By `?ns=`.
     registry: Option<Host>,
+    /// By `?prefetch=false`: the client asks for the blobs at once, and need not be helped.
+    prefetch: bool,
     /// It is ourselves.
     is_ours: bool,
 }
@@ -35,8 +37,11 @@ pub(super) struct Asking {
 impl Asking {
     /// A registry that cannot be one is unknown; one that is ourselves has nothing but what is here.
     pub(super) fn read(query: Option<&str>, headers: HeaderMap) -> Result<Self, Failure> {
-        let named = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-        let named = named.into_iter().find(|(key, _)| key == "ns").map(|(_, value)| value);
+        let parameters = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        let value =
+            |wanted: &str| parameters.into_iter().find(|(key, _)| key == wanted).map(|(_, value)| value);
+        let named = value("ns");
+        let prefetch = value("prefetch").is_none_or(|prefetch| prefetch != "false");
         let unknown = |named: &str| Failure::Unknown(Thing::Registry, format!("registry {named:?}"));
         let registry = match named.as_deref() {
             Some(named) => Some(named.parse::<Host>().map_err(|_| unknown(named))?),
@@ -44,7 +49,7 @@ impl Asking {
         };
         let is_ourselves = |registry: &Host| text(&headers, &HOST) == Some(registry.as_str());
         let is_ours = registry.as_ref().is_some_and(is_ourselves);
-        Ok(Self { headers, registry, is_ours })
+        Ok(Self { headers, registry, prefetch, is_ours })
     }
 
     fn asked<'a>(&'a self, repo: &'a RepoName) -> Asked<'a> {
@@ -72,7 +77,7 @@ pub(super) async fn manifest(
     request: &Asking,
 ) -> Result<Response, Failure> {
     let what = || format!("manifest {repo}:{reference}");
-    let found = mirror.manifest(&request.asked(repo), reference, !head).await;
+    let found = mirror.manifest(&request.asked(repo), reference, !head && request.prefetch).await;
     let found = found.map_err(|error| Failure::of_mirror(Thing::Manifest, what, error))?;
     let Served { manifest, origin, age } = found.ok_or_else(|| Failure::Unknown(Thing::Manifest, what()))?;
     if matches_etag(&request.headers, &manifest.digest) {
