@@ -132,7 +132,7 @@ pub(super) async fn blob(
     let body = if head {
         Body::empty()
     } else {
-        let (sent, digest) = (metrics.blob_sent_bytes.clone(), *digest);
+        let (sent, digest) = (metrics.blob_sent_bytes(origin.kind()), *digest);
         let mut bytes = mirror.read(&blob, range.clone());
         // What cannot be had at all, or is not what it is named by, is an answer of its own.
         let first = bytes.try_next().await.map_err(|error| Failure::of_mirror(Thing::Blob, what, error))?;

@@ -50,7 +50,7 @@ use leases::Leases;
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;
-pub use pull_through::{CachedImage, FillStatus, PullThroughConfig};
+pub use pull_through::{CachedImage, FillStatus, PullThroughConfig, PullThroughStatus};
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
 use roots::Follow;
@@ -82,8 +82,8 @@ pub struct MirrorStatus {
     pub uploads: usize,
     /// Blobs that are being sent to clients.
     pub downloads: usize,
-    /// Blobs that are being pulled through.
-    pub fills: Vec<FillStatus>,
+    /// `None`: no registry is mirrored.
+    pub pull_through: Option<PullThroughStatus>,
 }
 
 /// The operations that HTTP calls. Cheap to clone. Every future may be dropped midway: a commit that was begun is
@@ -295,7 +295,7 @@ impl Mirror {
             readonly: self.0.follows.iter().map(Follow::status).collect(),
             uploads: self.0.uploads.len(),
             downloads: self.0.downloads.load(Ordering::Relaxed),
-            fills: self.0.pull_through.as_ref().map(PullThrough::fills).unwrap_or_default(),
+            pull_through: self.0.pull_through.as_ref().map(PullThrough::status),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::super::{Inner, MirrorError, Origin, chain};
 use super::supply::{Opened, Supply};
 use crate::dag::Keep;
 use crate::ipld::file_builder::CHUNK_BYTES;
+use crate::metrics::{Counter, Metrics};
 use crate::oci::{Digest, Repository};
 use crate::tasks::Tasks;
 
@@ -46,6 +47,7 @@ struct Shared {
     failed: Cache<Digest, Arc<MirrorError>>,
     cache: Arc<Inner>,
     tasks: Tasks,
+    metrics: Metrics,
 }
 
 /// One blob on its way in.
@@ -56,6 +58,7 @@ pub(super) struct Fill {
     state: watch::Sender<State>,
     window: Mutex<Window>,
     keep: Keep,
+    metrics: Metrics,
 }
 
 /// How far a fill is.
@@ -107,9 +110,9 @@ pub struct FillStatus {
 }
 
 impl Fills {
-    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks) -> Self {
+    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks, metrics: Metrics) -> Self {
         let failed = Cache::builder().max_capacity(FAILED_MAX).time_to_live(FAILED_FOR).build();
-        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks }))
+        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks, metrics }))
     }
 
     /// The fill of a blob: the one that runs, or a new one with `supply`.
@@ -122,7 +125,7 @@ impl Fills {
         if running.len() >= FILLS_MAX {
             return Err(MirrorError::TooManyFills(FILLS_MAX));
         }
-        let fill = Arc::new(Fill::new(&supply, self.0.cache.clone()));
+        let fill = Arc::new(Fill::new(&supply, self.0.cache.clone(), self.0.metrics.clone()));
         running.insert(digest, fill.clone());
         drop(running);
         let (fills, filled) = (self.clone(), fill.clone());
@@ -172,7 +175,7 @@ impl Fills {
 }
 
 impl Fill {
-    fn new(supply: &Supply, cache: Arc<Inner>) -> Self {
+    fn new(supply: &Supply, cache: Arc<Inner>, metrics: Metrics) -> Self {
         let state =
             State { size_bytes: supply.size_bytes, received_bytes: 0, from: None, stage: Stage::Running };
         Self {
@@ -182,6 +185,7 @@ impl Fill {
             cache,
             state: watch::Sender::new(state),
             window: Mutex::default(),
+            metrics,
         }
     }
 
@@ -349,6 +353,7 @@ impl Fill {
         {
             return Err(MirrorError::WrongSize { digest: self.digest, known, stated });
         }
+        let pulled_bytes = self.pulled_bytes(&from);
         self.state.send_modify(|state| {
             state.size_bytes = state.size_bytes.or(stated);
             state.from = Some(from);
@@ -358,6 +363,7 @@ impl Fill {
         let mut skip = writing.received_bytes.saturating_sub(at);
         let mut bytes = bytes.map_err(MirrorError::from).boxed();
         while let Some(mut chunk) = bytes.try_next().await? {
+            pulled_bytes.inc_by(chunk.len() as u64);
             if skip > 0 {
                 let skipped = chunk.split_to(chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX)));
                 skip -= skipped.len() as u64;
@@ -378,6 +384,11 @@ impl Fill {
             }
             _ => Ok(Some(())),
         }
+    }
+
+    /// Counts what comes of this blob from a source.
+    pub(super) fn pulled_bytes(&self, from: &Origin) -> Counter {
+        self.metrics.pulled_bytes(self.repository.host.as_str(), from.kind())
     }
 
     /// Makes what was written readable. Without a chunk, what a run before this one has written.

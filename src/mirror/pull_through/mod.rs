@@ -25,11 +25,12 @@ use tokio::time::timeout;
 
 use super::push::PutManifest;
 use super::{Age, Inner, Manifest, MirrorError, Origin, Served, StoredBlob, chain};
+use crate::metrics::Metrics;
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, Reference, Tag};
-use crate::store::Store;
+use crate::store::{Store, StoreStats};
 use crate::tasks::Tasks;
-use crate::upstream::{Fetched, Upstreams};
+use crate::upstream::{Fetched, UpstreamStatus, Upstreams};
 
 pub use cache::CachedImage;
 use cache::Images;
@@ -59,6 +60,17 @@ pub struct PullThroughConfig {
     pub upstreams: Upstreams,
     /// Bytes that the cache may take; `None`: no limit.
     pub quota_bytes: Option<u64>,
+    pub metrics: Metrics,
+}
+
+/// What `status` tells.
+#[derive(Clone, Debug)]
+pub struct PullThroughStatus {
+    pub fills: Vec<FillStatus>,
+    pub upstreams: Vec<UpstreamStatus>,
+    /// Of the cache.
+    pub store: StoreStats,
+    pub quota_bytes: Option<u64>,
 }
 
 /// Why there was no answer.
@@ -81,6 +93,7 @@ struct Shared {
     sizes: Memory<Digest, u64>,
     prefetched: Memory<Digest, ()>,
     prefetches: Semaphore,
+    quota_bytes: Option<u64>,
     tasks: Tasks,
 }
 
@@ -97,9 +110,9 @@ enum Content {
 
 impl PullThrough {
     pub(super) async fn start(tasks: &Tasks, config: PullThroughConfig) -> Result<Self, MirrorError> {
-        let PullThroughConfig { store, upstreams, quota_bytes } = config;
+        let PullThroughConfig { store, upstreams, quota_bytes, metrics } = config;
         let cache = Inner::private(tasks, &store).await?;
-        let fills = Fills::new(cache.clone(), tasks.clone());
+        let fills = Fills::new(cache.clone(), tasks.clone(), metrics);
         let images = Images::open(&store, cache.clone(), fills.clone()).await?;
         let shared = Arc::new(Shared {
             fills,
@@ -113,6 +126,7 @@ impl PullThrough {
             cache,
             images,
             upstreams,
+            quota_bytes,
         });
         let keeper = shared.images.clone();
         tasks.spawn("cache", |stop| keeper.keep_within(quota_bytes, stop));
@@ -389,8 +403,13 @@ impl PullThrough {
         Ok(None)
     }
 
-    pub(super) fn fills(&self) -> Vec<FillStatus> {
-        self.0.fills.status()
+    pub(super) fn status(&self) -> PullThroughStatus {
+        PullThroughStatus {
+            fills: self.0.fills.status(),
+            upstreams: self.0.upstreams.status(),
+            store: self.0.cache.tree.blocks().store().stats(),
+            quota_bytes: self.0.quota_bytes,
+        }
     }
 
     /// The images in the cache.
