@@ -76,6 +76,8 @@ pub(super) enum Stage {
     Running,
     /// The digest matched: readers may end.
     Verified,
+    /// On disk, and in the tree of the cache.
+    Committed,
     /// Nobody has it.
     Absent,
     Failed(Arc<MirrorError>),
@@ -157,20 +159,18 @@ impl Fills {
                 let State { received_bytes, .. } = fill.state();
                 let duration_ms = begun.elapsed().as_millis();
                 tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
-                None
+                Stage::Committed
             }
-            Ok(None) => Some(Stage::Absent),
+            Ok(None) => Stage::Absent,
             Err(error) => {
                 tracing::warn!(digest = %fill.digest, repo.name = %fill.repository, error = %chain(&error), "blob not pulled through");
                 let error = Arc::new(error);
                 self.0.failed.insert(fill.digest, error.clone());
-                Some(Stage::Failed(error))
+                Stage::Failed(error)
             }
         };
         lock(&self.0.running).remove(&fill.digest);
-        if let Some(stage) = stage {
-            fill.state.send_modify(|state| state.stage = stage);
-        }
+        fill.state.send_modify(|state| state.stage = stage);
     }
 }
 
@@ -207,7 +207,9 @@ impl Fill {
         };
         let Ok(state) = state.wait_for(known).await else { return Err(Arc::new(MirrorError::Closed)) };
         match &state.stage {
-            Stage::Running | Stage::Verified => Ok(Some(state.size_bytes.unwrap_or(state.received_bytes))),
+            Stage::Running | Stage::Verified | Stage::Committed => {
+                Ok(Some(state.size_bytes.unwrap_or(state.received_bytes)))
+            }
             Stage::Absent => Ok(None),
             Stage::Failed(error) => Err(error.clone()),
         }
@@ -219,6 +221,17 @@ impl Fill {
         let known =
             |state: &State| state.readable_bytes() > position || !matches!(state.stage, Stage::Running);
         match state.wait_for(known).await {
+            Ok(state) => state.clone(),
+            // The sender is ours: it cannot be gone.
+            Err(_) => self.state(),
+        }
+    }
+
+    /// Waits until the blob is in the cache, or the fill has ended otherwise.
+    pub(super) async fn ended(&self) -> State {
+        let mut state = self.state.subscribe();
+        let ended = |state: &State| !matches!(state.stage, Stage::Running | Stage::Verified);
+        match state.wait_for(ended).await {
             Ok(state) => state.clone(),
             // The sender is ours: it cannot be gone.
             Err(_) => self.state(),
@@ -423,7 +436,7 @@ impl State {
     /// What readers may have: not the last byte before the digest matched.
     pub(super) fn readable_bytes(&self) -> u64 {
         match (&self.stage, self.size_bytes) {
-            (Stage::Verified, _) => self.received_bytes,
+            (Stage::Verified | Stage::Committed, _) => self.received_bytes,
             (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
             (_, None) => 0,
         }

@@ -73,7 +73,7 @@ impl Reader {
         if readable <= self.position {
             return Err(match state.stage {
                 Stage::Failed(error) => MirrorError::Fill(error),
-                Stage::Absent | Stage::Running | Stage::Verified => MirrorError::Closed,
+                Stage::Absent | Stage::Running | Stage::Verified | Stage::Committed => MirrorError::Closed,
             });
         }
         let bytes_max = readable.min(self.end) - self.position;
