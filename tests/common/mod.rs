@@ -27,6 +27,7 @@ pub struct Setup {
     http: Vec<String>,
     log: Vec<String>,
     auth: String,
+    mirror: String,
 }
 
 /// A running daemon.
@@ -99,12 +100,19 @@ impl Setup {
         self
     }
 
+    /// The section `mirror` of its config, as YAML.
+    pub fn mirror(mut self, yaml: &str) -> Self {
+        yaml.clone_into(&mut self.mirror);
+        self
+    }
+
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
         let config = format!(
             "version: 0.1\nlog: {{{}}}\nauth: {}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
-             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n",
+             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], mdns: false}}\n\
+             mirror: {}\n",
             section(&["level: debug"], &self.log),
             self.auth,
             section(&["addr: 127.0.0.1:0", "debug: {addr: \"\"}"], &self.http),
@@ -112,6 +120,7 @@ impl Setup {
             if self.read_only_daemon { "" } else { "self" },
             self.readonly.join(", "),
             self.bootstrap.join(", "),
+            self.mirror,
         );
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
         Daemon::launch(folder, self.environment)
