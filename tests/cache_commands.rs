@@ -4,14 +4,21 @@
 
 mod common;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use common::files::{IMAGE_INDEX, Ran, index_of, shoal};
 use common::{Daemon, Image, PATIENCE, daemon};
+use futures::StreamExt;
 use reqwest::StatusCode;
 use serde_json::Value;
 use shoal::api::CachedImage;
 use shoal::oci::Digest;
+use shoal::tasks::Tasks;
 
 const REGISTRY: &str = "registry.test:5000";
 const APP: &str = "registry.test:5000/team/app:1";
@@ -60,7 +67,7 @@ impl Pair {
                 return cached;
             }
             assert!(begun.elapsed() < PATIENCE, "the cache stays {cached:?}\n{}", self.mirror.log());
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -272,4 +279,43 @@ async fn status_and_metrics_tell_of_upstreams_and_the_cache() {
     let _folder = upstream.kill();
     shoal(&mirror, ["pull", "registry.test:5000/team/other:1"]).failed_with(REGISTRY);
     assert!(mirror.status().upstreams[0].error.is_some());
+}
+
+/// Half of any blob, and then nothing more.
+fn half_of(blob: &[u8], request: &Request) -> Response {
+    if !request.uri().path().contains("/blobs/") {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let (length, half) = (blob.len(), Bytes::copy_from_slice(&blob[..blob.len() / 2]));
+    let bytes = futures::stream::iter([Ok::<_, std::io::Error>(half)]).chain(futures::stream::pending());
+    ([("content-length", length.to_string())], Body::from_stream(bytes)).into_response()
+}
+
+#[tokio::test]
+async fn status_shows_what_is_on_its_way() {
+    let (tasks, blob) = (Tasks::new(), common::random_bytes(14, 1000));
+    let digest = Digest::sha256(&blob);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let registry = Router::new().fallback(async move |request: Request| half_of(&blob, &request));
+    tasks.spawn_short("registry", |_| async move { axum::serve(listener, registry).await.unwrap() });
+    let section = format!("{{registries: {{\"{REGISTRY}\": {{upstream: \"{url}\"}}}}}}");
+    let mirror = daemon().mirror(&section).start();
+
+    let answer = mirror.get(&format!("registry.test_5000/team/app/blobs/{digest}")).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let begun = Instant::now();
+    let fill = loop {
+        if let Some(fill) = mirror.status().fills.pop().filter(|fill| fill.received_bytes == 500) {
+            break fill;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{:?}\n{}", mirror.status(), mirror.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((fill.repository, fill.size_bytes), (format!("{REGISTRY}/team/app"), Some(1000)));
+    assert_eq!(fill.from, Some(format!("upstream={REGISTRY}")));
+    let told = String::from_utf8(shoal(&mirror, ["status"]).stdout).unwrap();
+    let short = &digest.hex()[..12];
+    let line = format!("fill       {REGISTRY}/team/app {short}, 500 B of 1000 B from upstream={REGISTRY}");
+    assert!(told.lines().any(|told| told == line), "{told}");
 }
