@@ -44,10 +44,10 @@ pub(super) fn prefetch(arguments: &PrefetchArguments) -> Result<(), CommandError
     for image in images {
         let target = format!("{}{platform}", target("prefetch", image));
         match ask::<Changed>(which, &Method::POST, &target) {
-            Ok(_) => print(&format!("{image} is in the cache")),
+            Ok(_) => print(&format!("{} is in the cache", image.shown())),
             Err(CommandError::Other(error)) if images.len() > 1 => {
                 failed += 1;
-                complain(&format!("{image}: {error:#}"));
+                complain(&format!("{}: {error:#}", image.shown()));
             }
             Err(error) => return Err(error),
         }
@@ -60,22 +60,22 @@ pub(super) fn prefetch(arguments: &PrefetchArguments) -> Result<(), CommandError
 
 pub(super) fn pin(arguments: &ImageArguments) -> Result<(), CommandError> {
     change(arguments, "pin")?;
-    print(&format!("{} is pinned: it stays in the cache once it is there", arguments.image));
+    print(&format!("{} is pinned: it stays in the cache once it is there", arguments.image.shown()));
     Ok(())
 }
 
 pub(super) fn unpin(arguments: &ImageArguments) -> Result<(), CommandError> {
     match change(arguments, "unpin")? {
-        true => print(&format!("{} is no longer pinned", arguments.image)),
-        false => return Err(anyhow::anyhow!("{} is not pinned", arguments.image).into()),
+        true => print(&format!("{} is no longer pinned", arguments.image.shown())),
+        false => return Err(anyhow::anyhow!("{} is not pinned", arguments.image.shown()).into()),
     }
     Ok(())
 }
 
 pub(super) fn evict(arguments: &ImageArguments) -> Result<(), CommandError> {
     match change(arguments, "evict")? {
-        true => print(&format!("{} has left the cache", arguments.image)),
-        false => return Err(anyhow::anyhow!("{} is not in the cache", arguments.image).into()),
+        true => print(&format!("{} has left the cache", arguments.image.shown())),
+        false => return Err(anyhow::anyhow!("{} is not in the cache", arguments.image.shown()).into()),
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ pub(super) fn run(arguments: PullArguments) -> Result<(), CommandError> {
             session.progress.manifest(repo, &manifest.digest, &manifest.digest.to_string());
         }
         if let Some(top) = graph.top() {
-            session.progress.line(|| format!("{name} is {}", short(&top.digest)));
+            session.progress.line(|| format!("{} is {}", name.shown(), short(&top.digest)));
         }
         Ok(())
     })

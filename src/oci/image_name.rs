@@ -38,6 +38,14 @@ impl ImageName {
         let Self { repo: name, reference } = rest.parse()?;
         Ok(Self { repo: Repository { host, name }.joined()?, reference })
     }
+
+    /// The name that [`ImageName::with_registry`] reads, for people.
+    pub fn shown(&self) -> String {
+        match Repository::split(&self.repo) {
+            Some(repository) => self.to_string().replacen(self.repo.as_str(), &repository.to_string(), 1),
+            None => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for ImageName {
@@ -91,7 +99,8 @@ mod tests {
             ("library/app:1", "library/app:1"),
             ("app", "app"),
         ] {
-            assert_eq!(ImageName::with_registry(text).unwrap().to_string(), name);
+            let image = ImageName::with_registry(text).unwrap();
+            assert_eq!((image.to_string().as_str(), image.shown().as_str()), (name, text));
         }
         for text in ["localhost:5000/", "localhost:5000/App", "localhost:x/app", ""] {
             assert!(ImageName::with_registry(text).is_err(), "{text}");
