@@ -17,10 +17,40 @@ pub struct Status {
     pub own: Option<Own>,
     pub readonly: Vec<Readonly>,
     pub store: Store,
+    /// What was pulled through; absent if no registry is mirrored.
+    pub cache: Option<Cache>,
+    /// The registries that are mirrored; those known by `"*"` once they were asked.
+    pub upstreams: Vec<Upstream>,
     /// What is being pulled through.
     pub fills: Vec<Fill>,
     pub transfers: Transfers,
     pub tasks: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cache {
+    /// Of blocks, which the quota bounds.
+    pub live_bytes: u64,
+    pub disk_bytes: u64,
+    /// Absent: no limit.
+    pub quota_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Upstream {
+    pub host: String,
+    /// `asked`, or `resting` for a while after repeated failures.
+    pub state: String,
+    /// The last failure, unless an answer came since.
+    pub error: Option<String>,
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// Of pulls, as Docker Hub tells it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RateLimit {
+    pub remaining: u64,
+    pub limit: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

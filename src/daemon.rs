@@ -25,12 +25,13 @@ use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::metrics::Metrics;
 use crate::mirror::{
-    FillStatus, Mirror, MirrorConfig, MirrorError, PublishState, PullThroughConfig, Signer, chain,
+    FillStatus, FollowedStatus, Mirror, MirrorConfig, MirrorError, OwnStatus, PublishState,
+    PullThroughConfig, PullThroughStatus, Signer, chain,
 };
 use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
 use crate::store::{CACHE_FOLDER, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
-use crate::upstream::{UpstreamError, Upstreams};
+use crate::upstream::{UpstreamError, UpstreamStatus, Upstreams};
 
 /// What the parts below the servers have to end in, beyond what requests left of their time.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -177,7 +178,9 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let signer = signer(&keystore, &config, fresh)?;
     let readonly = readonly(&keystore, &config)?;
 
-    let pull_through = pull_through(&config, identity.public().to_peer_id().to_base58()).await?;
+    let metrics = Metrics::default();
+    let identity_name = identity.public().to_peer_id().to_base58();
+    let pull_through = pull_through(&config, identity_name, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
     let followed = readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect();
     let node_config = node_config(&config, followed)?;
@@ -207,7 +210,6 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let gateway = peer::gateway::gateway(mirror.clone());
     let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
     peer::serve(servers, peer_streams, gateway, mesh);
-    let metrics = Metrics::default();
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
     serve(servers, "registry", registry, router, tls, limits);
@@ -239,7 +241,11 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, D
 }
 
 /// What is needed to mirror other registries, if any is mirrored.
-async fn pull_through(config: &Config, identity: String) -> Result<Option<PullThroughConfig>, DaemonError> {
+async fn pull_through(
+    config: &Config,
+    identity: String,
+    metrics: Metrics,
+) -> Result<Option<PullThroughConfig>, DaemonError> {
     if config.pull_through.is_off() {
         return Ok(None);
     }
@@ -251,6 +257,7 @@ async fn pull_through(config: &Config, identity: String) -> Result<Option<PullTh
         upstreams: upstreams.map_err(|error| DaemonError::Upstream(Box::new(error)))?,
         quota_bytes: config.store.quota_bytes,
         us: Peer::new(&identity),
+        metrics,
     }))
 }
 
@@ -293,6 +300,35 @@ impl Running {
     }
 }
 
+fn describe_own(own: OwnStatus) -> api::Own {
+    let state = match own.state {
+        PublishState::Pending => "pending",
+        PublishState::Published => "published",
+        PublishState::Blocked => "blocked",
+    };
+    api::Own {
+        name: own.name.to_string(),
+        root: own.root.to_string(),
+        sequence: own.sequence,
+        published_at: own.published_at.map(|at| at.to_string()),
+        state: state.to_owned(),
+        error: own.error,
+    }
+}
+
+fn describe_followed(followed: FollowedStatus) -> api::Readonly {
+    let seconds = |duration: Duration| duration.as_secs();
+    api::Readonly {
+        name: followed.name.to_string(),
+        root: followed.root.map(|root| root.to_string()),
+        sequence: followed.sequence,
+        valid_until: followed.valid_until.map(|until| until.to_string()),
+        record_age_s: followed.record_age.map(seconds),
+        root_age_s: followed.root_age.map(seconds),
+        error: followed.error,
+    }
+}
+
 fn describe_fill(fill: FillStatus) -> api::Fill {
     api::Fill {
         repository: fill.repository.to_string(),
@@ -303,10 +339,28 @@ fn describe_fill(fill: FillStatus) -> api::Fill {
     }
 }
 
+fn describe_upstream(upstream: UpstreamStatus) -> api::Upstream {
+    api::Upstream {
+        host: upstream.host.to_string(),
+        state: if upstream.is_asked { "asked" } else { "resting" }.to_owned(),
+        error: upstream.error,
+        rate_limit: upstream.rate_limit.map(|(remaining, limit)| api::RateLimit { remaining, limit }),
+    }
+}
+
+fn describe_cache(status: &PullThroughStatus) -> api::Cache {
+    let (live_bytes, disk_bytes) = (status.store.live_bytes, status.store.disk_bytes);
+    api::Cache { live_bytes, disk_bytes, quota_bytes: status.quota_bytes }
+}
+
 impl Daemon for Running {
     fn status(&self) -> api::Status {
         let (mirror, node, store) = (self.mirror.status(), self.node.stats(), self.store.blocks().stats());
-        let seconds = |duration: Duration| duration.as_secs();
+        let cache = mirror.pull_through.as_ref().map(describe_cache);
+        let (fills, upstreams) = match mirror.pull_through {
+            Some(PullThroughStatus { fills, upstreams, .. }) => (fills, upstreams),
+            None => (Vec::new(), Vec::new()),
+        };
         api::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started_at.elapsed().as_secs(),
@@ -318,38 +372,16 @@ impl Daemon for Running {
                 mesh_peers: node.mesh_peers,
                 announcements_waiting: node.announcements_waiting,
             },
-            own: mirror.own.map(|own| api::Own {
-                name: own.name.to_string(),
-                root: own.root.to_string(),
-                sequence: own.sequence,
-                published_at: own.published_at.map(|at| at.to_string()),
-                state: match own.state {
-                    PublishState::Pending => "pending",
-                    PublishState::Published => "published",
-                    PublishState::Blocked => "blocked",
-                }
-                .to_owned(),
-                error: own.error,
-            }),
-            readonly: mirror
-                .readonly
-                .into_iter()
-                .map(|followed| api::Readonly {
-                    name: followed.name.to_string(),
-                    root: followed.root.map(|root| root.to_string()),
-                    sequence: followed.sequence,
-                    valid_until: followed.valid_until.map(|until| until.to_string()),
-                    record_age_s: followed.record_age.map(seconds),
-                    root_age_s: followed.root_age.map(seconds),
-                    error: followed.error,
-                })
-                .collect(),
+            own: mirror.own.map(describe_own),
+            readonly: mirror.readonly.into_iter().map(describe_followed).collect(),
             store: api::Store {
                 blocks: store.blocks,
                 live_bytes: store.live_bytes,
                 disk_bytes: store.disk_bytes,
             },
-            fills: mirror.fills.into_iter().map(describe_fill).collect(),
+            cache,
+            upstreams: upstreams.into_iter().map(describe_upstream).collect(),
+            fills: fills.into_iter().map(describe_fill).collect(),
             transfers: api::Transfers {
                 uploads: mirror.uploads,
                 downloads: mirror.downloads,
@@ -381,6 +413,12 @@ impl Daemon for Running {
         let status = self.status();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         metrics.peers.set(count(status.node.peers));
+        metrics.mesh_peers.set(count(status.node.mesh_peers));
+        metrics.fills.set(count(status.fills.len()));
+        if let Some(cache) = &status.cache {
+            metrics.cache_live_bytes.set(cache.live_bytes);
+            metrics.cache_disk_bytes.set(cache.disk_bytes);
+        }
         metrics.blocks.set(status.store.blocks);
         metrics.store_live_bytes.set(status.store.live_bytes);
         metrics.store_disk_bytes.set(status.store.disk_bytes);

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+pub use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 type Amount = Gauge<u64, AtomicU64>;
+type Labels<const N: usize> = [(&'static str, String); N];
 
 /// The metrics of a daemon. Cheap to clone.
 #[derive(Clone)]
@@ -16,9 +18,15 @@ pub struct Metrics {
     registry: Arc<Registry>,
     /// Requests to the registry API.
     pub http_requests: Counter,
-    /// Bytes of blobs sent to clients.
-    pub blob_sent_bytes: Counter,
+    /// Manifests and blobs that were asked for, and not found or not to be had.
+    pub misses: Counter,
+    blob_sent_bytes: Family<Labels<1>, Counter>,
+    pulled_bytes: Family<Labels<2>, Counter>,
     pub peers: Amount,
+    pub mesh_peers: Amount,
+    pub fills: Amount,
+    pub cache_live_bytes: Amount,
+    pub cache_disk_bytes: Amount,
     pub blocks: Amount,
     pub store_live_bytes: Amount,
     pub store_disk_bytes: Amount,
@@ -37,8 +45,13 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("shoal");
         let http_requests = Counter::default();
         registry.register("http_requests", "requests to the registry API", http_requests.clone());
-        let blob_sent_bytes = Counter::default();
-        let help = "bytes of blobs sent to clients";
+        let misses = Counter::default();
+        registry.register("misses", "manifests and blobs asked for and not had", misses.clone());
+        let pulled_bytes = Family::default();
+        let help = "bytes of blobs of other registries received, by registry and by who sent them";
+        registry.register_with_unit("pulled", help, Unit::Bytes, pulled_bytes.clone());
+        let blob_sent_bytes = Family::default();
+        let help = "bytes of blobs sent to clients, by where they were found";
         registry.register_with_unit("blob_sent", help, Unit::Bytes, blob_sent_bytes.clone());
         let mut amount = |name: &str, help: &str| {
             let amount = Amount::default();
@@ -47,8 +60,14 @@ impl Default for Metrics {
         };
         Self {
             http_requests,
+            misses,
             blob_sent_bytes,
+            pulled_bytes,
             peers: amount("peers", "connected peers"),
+            mesh_peers: amount("mesh_peers", "connected peers that share pulled-through images"),
+            fills: amount("fills", "blobs being pulled through"),
+            cache_live_bytes: amount("cache_live_bytes", "bytes of blocks in the cache of other registries"),
+            cache_disk_bytes: amount("cache_disk_bytes", "bytes that the cache takes on disk"),
             blocks: amount("store_blocks", "blocks in the store"),
             store_live_bytes: amount("store_live_bytes", "bytes of blocks in the store"),
             store_disk_bytes: amount("store_disk_bytes", "bytes that the packs take on disk"),
@@ -68,6 +87,18 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Bytes of blobs sent to clients that were found at `source`, which is a kind of place, not a name.
+    pub fn blob_sent_bytes(&self, source: &'static str) -> Counter {
+        self.blob_sent_bytes.get_or_create_owned(&[("source", source.to_owned())])
+    }
+
+    /// Bytes of blobs of a mirrored registry that came from `source`, a kind of place. There are as many counters as
+    /// registries.
+    pub fn pulled_bytes(&self, registry: &str, source: &'static str) -> Counter {
+        let labels = [("registry", registry.to_owned()), ("source", source.to_owned())];
+        self.pulled_bytes.get_or_create_owned(&labels)
+    }
+
     /// All metrics in the OpenMetrics text format.
     pub fn page(&self) -> String {
         let mut page = String::new();
@@ -86,8 +117,13 @@ mod tests {
         let metrics = Metrics::default();
         metrics.http_requests.inc_by(3);
         metrics.peers.set(2);
+        metrics.blob_sent_bytes("cache").inc_by(5);
+        metrics.pulled_bytes("docker.io", "upstream").inc_by(7);
         let page = metrics.page();
         assert!(page.contains("shoal_http_requests_total 3\n"), "{page}");
         assert!(page.contains("shoal_peers 2\n"), "{page}");
+        assert!(page.contains("shoal_blob_sent_bytes_total{source=\"cache\"} 5\n"), "{page}");
+        let pulled = "shoal_pulled_bytes_total{registry=\"docker.io\",source=\"upstream\"} 7\n";
+        assert!(page.contains(pulled), "{page}");
     }
 }

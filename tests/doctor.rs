@@ -15,9 +15,10 @@ use tempfile::TempDir;
 
 const PROBE: &str = "docker.io/library/app:1";
 
-/// A daemon that has the probe, and the files of a machine.
+/// A daemon that mirrors Docker Hub, in whose place another has the probe, and the files of a machine.
 struct Ward {
     daemon: Daemon,
+    hub: Daemon,
     root: TempDir,
     environment: Vec<(String, PathBuf)>,
 }
@@ -32,11 +33,26 @@ struct Findings {
 
 impl Ward {
     async fn open() -> Self {
-        let daemon = daemon().start();
+        let hub = daemon().start();
+        hub.push("library/app", "1", &Image::small(7)).await;
+        let mirror = format!(
+            "{{defaultregistry: docker.io, registries: {{docker.io: {{upstream: \"{}\"}}}}}}",
+            hub.registry
+        );
+        Self::with(hub, daemon().mirror(&mirror).start())
+    }
+
+    /// A daemon that mirrors nothing, and has the probe itself.
+    async fn without_mirror() -> Self {
+        let (hub, daemon) = (daemon().start(), daemon().start());
         daemon.push("library/app", "1", &Image::small(7)).await;
+        Self::with(hub, daemon)
+    }
+
+    fn with(hub: Daemon, daemon: Daemon) -> Self {
         let root = TempDir::new().unwrap();
         let nowhere = root.path().join("nowhere");
-        Self { daemon, root, environment: vec![("PATH".to_owned(), nowhere)] }
+        Self { daemon, hub, root, environment: vec![("PATH".to_owned(), nowhere)] }
     }
 
     fn file(self, path: &str, text: &str) -> Self {
@@ -59,7 +75,8 @@ impl Ward {
             .args(words.split(' '))
             .arg("--root")
             .arg(self.root.path())
-            .args(["--mirror", &self.daemon.registry])
+            .args(["--mirror", &self.daemon.registry, "--config"])
+            .arg(self.daemon.config())
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .output()
@@ -102,9 +119,9 @@ async fn what_setup_wrote_for_containerd_is_well() {
     let found = ward.doctor("containerd");
     assert_eq!((found.code, found.err.as_str()), (Some(0), ""), "{found:?}");
     for words in [
-        &format!("{} first, then https://registry-1.docker.io", ward.daemon.registry),
+        &format!("{} first, then {}", ward.daemon.registry, ward.hub.registry),
         &format!("{PROBE} comes through the mirror, asked by ns: sha256:"),
-        "from own",
+        "from upstream=docker.io",
         "ctr images pull --hosts-dir",
     ] {
         assert!(found.out.contains(words), "{words:?} is not in: {}", found.out);
@@ -210,7 +227,9 @@ async fn what_podman_would_not_take_is_found() {
         assert!(found.out.contains("shoal setup podman"), "{}", found.out);
         ward.setup("podman");
         let found = ward.doctor("podman");
+        assert_eq!(found.code, Some(0), "{found:?}");
         assert!(found.out.contains(&format!("{location} first, then docker.io")), "{}", found.out);
+        assert!(found.out.contains("asked by path"), "{}", found.out);
     }
 }
 
@@ -224,17 +243,36 @@ async fn docker_is_asked_as_its_version_does() {
     assert!(found.out.contains("asked by ns"), "{}", found.out);
     let ward = ward.engine("dockerd", "20.10.24+dfsg1,");
     let found = ward.doctor("docker");
+    assert_eq!(found.code, Some(0), "{found:?}");
     assert!(found.out.contains("asked by the default registry"), "{}", found.out);
+}
+
+#[tokio::test]
+async fn a_mirror_without_a_default_registry_is_found_by_docker_with_its_own_store() {
+    let hub = daemon().start();
+    hub.push("library/app", "1", &Image::small(7)).await;
+    let mirror = format!("{{registries: {{docker.io: {{upstream: \"{}\"}}}}}}", hub.registry);
+    let ward = Ward::with(hub, daemon().mirror(&mirror).start()).engine("dockerd", "20.10.24+dfsg1,");
+    ward.setup("docker");
+    ward.finds("docker", "answers 404", "have mirror.defaultregistry: docker.io");
 }
 
 #[tokio::test]
 async fn a_mirror_that_has_not_got_it_is_found() {
     let ward = Ward::open().await.file(CONFIG, &config_path("/etc/containerd/certs.d"));
     ward.setup("containerd");
-    let found = ward.shoal("doctor containerd --probe docker.io/library/none:1");
+    let probe = "doctor containerd --probe docker.io/library/none:1";
+    let found = ward.shoal(probe);
     assert_eq!(found.code, Some(1), "{found:?}");
     let wrong = "docker.io/library/none:1 cannot be pulled: GET /v2/library/none/manifests/1?ns=docker.io answers 404";
     assert!(found.out.contains(wrong), "{}", found.out);
+    assert!(found.out.contains("see in Shoal's log what docker.io says"), "{}", found.out);
+
+    let ward = Ward::without_mirror().await.file(CONFIG, &config_path("/etc/containerd/certs.d"));
+    ward.setup("containerd");
+    assert_eq!(ward.doctor("containerd").code, Some(0), "what is its own is served all the same");
+    let found = ward.shoal(probe);
+    assert!(found.out.contains("docker.io is not in mirror.registries"), "{}", found.out);
     assert!(found.out.contains("have docker.io in mirror.registries"), "{}", found.out);
 }
 
@@ -243,7 +281,7 @@ async fn a_mirror_that_is_away_is_found() {
     let ward = Ward::open().await.file(CONFIG, &config_path("/etc/containerd/certs.d"));
     ward.setup("containerd");
     let url = ward.daemon.registry.clone();
-    let Ward { daemon, root, environment } = ward;
+    let Ward { daemon, root, environment, .. } = ward;
     let _folder = daemon.kill();
     let output = Command::new(env!("CARGO_BIN_EXE_shoal"))
         .args(["doctor", "containerd", "--json", "--mirror", &url, "--root"])
@@ -272,7 +310,8 @@ async fn a_mirror_that_wants_a_password_is_found() {
     let daemon = daemon().auth(&format!("{{htpasswd: {{realm: x, path: {}}}}}", htpasswd.display())).start();
     let root = TempDir::new().unwrap();
     let environment = vec![("PATH".to_owned(), Path::new("/nowhere").to_owned())];
-    let ward = Ward { daemon, root, environment }.file(CONFIG, &config_path("/etc/containerd/certs.d"));
+    let hub = common::daemon().start();
+    let ward = Ward { daemon, hub, root, environment }.file(CONFIG, &config_path("/etc/containerd/certs.d"));
     ward.setup("containerd");
     ward.finds("containerd", "wants a password", "set auth.anonymous: pull");
 }

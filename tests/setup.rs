@@ -354,6 +354,28 @@ fn docker_has_mirrors_of_docker_io_alone_with_its_own_store() {
     assert!(new.read(hub).starts_with(&format!("[host.\"{MIRROR}\"]\n")));
 }
 
+#[test]
+fn registries_and_where_they_are_come_from_the_config() {
+    let config = "version: 0.1\nmirror:\n  defaultregistry: docker.io\n  registries:\n    docker.io: {}\n    \
+                  ghcr.io: {upstream: [\"https://ghcr.lan:8443/\", \"https://ghcr.io\"]}\n";
+    let machine = Machine::new()
+        .file(CONTAINERD, CONFIG_PATH)
+        .file("/etc/shoal.yaml", config)
+        .engine("dockerd", "Docker version 28.5.1, build x");
+    let config = machine.path("/etc/shoal.yaml");
+    machine.setup(&format!("containerd --config {}", config.display()));
+    assert!(machine.read(HUB).contains("server = \"https://registry-1.docker.io\""));
+    let ghcr = machine.read("/etc/containerd/certs.d/ghcr.io/hosts.toml");
+    assert!(ghcr.contains("server = \"https://ghcr.lan:8443\"\n"), "{ghcr}");
+
+    let ended = machine.setup(&format!("docker --config {}", config.display()));
+    assert!(ended.err.contains("nothing is done for ghcr.io"), "{}", ended.err);
+    assert!(!ended.out.contains("defaultregistry"), "{}", ended.out);
+
+    let one = machine.setup(&format!("podman --registry quay.io --config {}", config.display()));
+    assert!(one.out.contains("quay.io") && !one.out.contains("ghcr.io"), "{}", one.out);
+}
+
 #[tokio::test]
 async fn the_mirror_is_where_the_running_daemon_is_or_will_be() {
     let daemon = daemon().start();

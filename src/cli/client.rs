@@ -14,6 +14,11 @@ use crate::api;
 /// The longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// A value as it is written in a query.
+pub(super) fn encoded(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
 /// Sends one request and reads the JSON that comes back; an error is what the daemon says.
 pub(super) fn ask<T: DeserializeOwned>(
     which: &Which,

@@ -1,6 +1,7 @@
 //! The command line: arguments, one file per command. `key`, `config` and `setup` work on files; all else but `serve` asks
 //! the running daemon over its socket.
 
+mod cache;
 mod client;
 mod doctor;
 mod engine;
@@ -8,6 +9,7 @@ mod export;
 mod import;
 mod key;
 mod load;
+mod pull;
 mod save;
 mod setup;
 mod status;
@@ -89,6 +91,36 @@ enum Command {
         after_help = "Examples: shoal save library/app:1 LAYOUT\n          shoal save --format docker-archive library/app:1 - | docker load"
     )]
     Save(save::SaveArguments),
+    /// Have the daemon fetch an image whole, and show where each layer comes from
+    ///
+    /// From its own tree, a name that it follows, or a registry that it mirrors: what comes from there is in its cache then.
+    #[command(
+        after_help = "Examples: shoal pull docker.io/library/alpine:3.20\n          shoal pull --platform all localhost:5000/app:1"
+    )]
+    Pull(pull::PullArguments),
+    /// Fetch images of other registries into the cache before somebody asks for them
+    #[command(after_help = "Example: shoal prefetch docker.io/library/alpine:3.20 ghcr.io/team/app:1")]
+    Prefetch(cache::PrefetchArguments),
+    /// Keep an image of another registry in the cache
+    ///
+    /// It is not evicted when there is no room. A tag keeps what it points to, whatever that is by then.
+    #[command(after_help = "Example: shoal pin docker.io/library/alpine:3.20")]
+    Pin(cache::ImageArguments),
+    /// Let an image go again when there is no room
+    #[command(after_help = "Example: shoal unpin docker.io/library/alpine:3.20")]
+    Unpin(cache::ImageArguments),
+    /// Take an image of another registry out of the cache, and free what only it needed
+    #[command(after_help = "Example: shoal evict docker.io/library/alpine:3.20")]
+    Evict(cache::ImageArguments),
+    /// List the images of other registries that are in the cache
+    #[command(after_help = "Example: shoal cache --json | jq '.[] | select(.pinned)'")]
+    Cache {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Take over the folder of a stock docker-registry
     #[command(
         after_help = "Example: shoal import /var/lib/registry --repository 'library/*'\nRun it again after an interruption, or to take over what came since: what is there is not copied again."
@@ -183,6 +215,12 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Gc { which, json } => status::collect_garbage(&which, json),
         Command::Load(arguments) => load::run(arguments),
         Command::Save(arguments) => save::run(arguments),
+        Command::Pull(arguments) => pull::run(arguments),
+        Command::Prefetch(arguments) => cache::prefetch(&arguments),
+        Command::Pin(arguments) => cache::pin(&arguments),
+        Command::Unpin(arguments) => cache::unpin(&arguments),
+        Command::Evict(arguments) => cache::evict(&arguments),
+        Command::Cache { which, json } => cache::list(&which, json),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Setup(command) => setup::run(command),

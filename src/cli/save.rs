@@ -12,11 +12,10 @@ use tokio::io::AsyncWrite;
 use super::transfer::archive::Archive;
 use super::transfer::graph::Graph;
 use super::transfer::progress::Output;
-use super::transfer::pull::{self, Beside, blob_file, copy_blob, small_file};
+use super::transfer::pull::{self, Beside, blob_file, copy_blob, is_elsewhere, small_file};
 use super::transfer::{self, Session, TRANSFERS_MAX, blocking, tar_writer};
 use super::{CommandError, Which};
 use crate::oci::image_layout::{self, LayoutIndex};
-use crate::oci::manifest::Descriptor;
 use crate::oci::{Digest, ImageName, Platform, Reference, RepoName, docker_archive};
 
 #[derive(Args, Debug)]
@@ -100,7 +99,7 @@ impl Image<'_> {
         small_file(at(image_layout::MARKER), Bytes::from_static(image_layout::MARKER_CONTENT.as_bytes()))
             .await?;
         let blobs = futures::stream::iter(&self.graph.blobs).map(|blob| async move {
-            if self.is_elsewhere(blob).await? {
+            if is_elsewhere(self.session, self.repo, blob).await? {
                 return Ok(());
             }
             let path = folder.join(image_layout::blob(&blob.digest));
@@ -156,7 +155,7 @@ impl Image<'_> {
         name: impl Fn(&Digest) -> String,
     ) -> anyhow::Result<()> {
         for blob in &self.graph.blobs {
-            if self.is_elsewhere(blob).await? {
+            if is_elsewhere(self.session, self.repo, blob).await? {
                 continue;
             }
             let name = name(&blob.digest);
@@ -165,11 +164,6 @@ impl Image<'_> {
             tar_writer::end(out, length).await?;
         }
         Ok(())
-    }
-
-    /// Whether a blob is one that need not be in a registry, and is not in this one.
-    async fn is_elsewhere(&self, blob: &Descriptor) -> anyhow::Result<bool> {
-        Ok(blob.non_distributable && !self.session.registry.has_blob(self.repo, &blob.digest).await?)
     }
 
     fn name_in(&self, index: &mut LayoutIndex) -> anyhow::Result<()> {

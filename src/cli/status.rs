@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use hyper::Method;
+use indicatif::HumanBytes;
 
-use super::client::ask;
+use super::client::{ask, encoded};
+use super::transfer::progress::short;
 use super::{CommandError, Which, print};
 use crate::api;
 
@@ -63,13 +65,38 @@ pub(super) fn collect_garbage(which: &Which, json: bool) -> Result<(), CommandEr
     Ok(())
 }
 
-fn encoded(text: &str) -> String {
-    form_urlencoded::byte_serialize(text.as_bytes()).collect()
-}
-
-fn print_json(value: &impl serde::Serialize) {
+pub(super) fn print_json(value: &impl serde::Serialize) {
     // Plain values always serialise.
     print(&serde_json::to_string_pretty(value).unwrap_or_default());
+}
+
+/// What is told of other registries: the cache, who is asked, what is on its way.
+fn mirrored(status: &api::Status) -> String {
+    let mut text = String::new();
+    if let Some(cache) = &status.cache {
+        let quota = cache.quota_bytes.map_or_else(
+            || "no quota".to_owned(),
+            |quota_bytes| format!("of {} that it may take", HumanBytes(quota_bytes)),
+        );
+        let (live, disk) = (HumanBytes(cache.live_bytes), HumanBytes(cache.disk_bytes));
+        let _ = writeln!(text, "cache      {live}, {quota}; {disk} on disk");
+    }
+    for upstream in &status.upstreams {
+        let _ = write!(text, "upstream   {}: {}", upstream.host, upstream.state);
+        if let Some(api::RateLimit { remaining, limit }) = &upstream.rate_limit {
+            let _ = write!(text, ", {remaining} of {limit} pulls left");
+        }
+        let error = upstream.error.iter().map(|error| format!("\n           {error}"));
+        let _ = writeln!(text, "{}", error.collect::<String>());
+    }
+    for fill in &status.fills {
+        let digest = fill.digest.parse().map_or_else(|_| fill.digest.clone(), |digest| short(&digest));
+        let size = fill.size_bytes.map_or_else(|| "?".to_owned(), |size| HumanBytes(size).to_string());
+        let from = fill.from.as_deref().unwrap_or("nobody yet");
+        let (repository, received) = (&fill.repository, HumanBytes(fill.received_bytes));
+        let _ = writeln!(text, "fill       {repository} {digest}, {received} of {size} from {from}");
+    }
+    text
 }
 
 /// The status as a person reads it. Writing to a string cannot fail.
@@ -124,6 +151,7 @@ fn readable(status: &api::Status) -> String {
         mib(store.live_bytes),
         mib(store.disk_bytes)
     );
+    let _ = write!(text, "{}", mirrored(status));
     let transfers = &status.transfers;
     let _ = write!(
         text,
@@ -135,4 +163,41 @@ fn readable(status: &api::Status) -> String {
         mib(transfers.sent_bytes)
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+
+    #[test]
+    fn what_is_mirrored_is_told_in_lines() {
+        let digest = Digest::sha256(b"x");
+        let status = serde_json::json!({
+            "version": "0", "uptime_s": 1, "registry": "", "readonly": [], "tasks": 1, "own": null,
+            "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0},
+            "store": {"blocks": 0, "live_bytes": 0, "disk_bytes": 0},
+            "transfers": {"uploads": 0, "downloads": 0, "fetches": 0, "received_bytes": 0, "sent_bytes": 0},
+            "cache": {"live_bytes": 3 << 20, "disk_bytes": 4 << 20, "quota_bytes": 5_u64 << 30},
+            "upstreams": [
+                {"host": "docker.io", "state": "asked", "error": null, "rate_limit": {"remaining": 9, "limit": 100}},
+                {"host": "ghcr.io", "state": "resting", "error": "no route", "rate_limit": null},
+            ],
+            "fills": [{"repository": "docker.io/library/app", "digest": digest.to_string(),
+                "size_bytes": 2 << 20, "received_bytes": 1 << 20, "from": "upstream=docker.io"}],
+        });
+        let status: api::Status = serde_json::from_value(status).unwrap();
+        let lines = [
+            "cache      3.00 MiB, of 5.00 GiB that it may take; 4.00 MiB on disk".to_owned(),
+            "upstream   docker.io: asked, 9 of 100 pulls left".to_owned(),
+            "upstream   ghcr.io: resting".to_owned(),
+            "           no route".to_owned(),
+            format!(
+                "fill       docker.io/library/app {}, 1.00 MiB of 2.00 MiB from upstream=docker.io",
+                short(&digest)
+            ),
+        ];
+        assert_eq!(mirrored(&status).lines().collect::<Vec<_>>(), lines);
+        assert!(readable(&status).contains(&lines[0]));
+    }
 }

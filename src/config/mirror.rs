@@ -63,6 +63,11 @@ impl PullThrough {
     pub fn is_off(&self) -> bool {
         self.registries.is_empty() && self.any.is_none()
     }
+
+    /// Whether this registry is mirrored, by its name or by `"*"`.
+    pub fn mirrors(&self, registry: &Host) -> bool {
+        self.registries.contains_key(registry) || self.any.is_some()
+    }
 }
 
 /// How one registry is asked.

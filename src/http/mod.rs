@@ -59,11 +59,16 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response {
     let (method, uri) = (request.method().clone(), request.uri().clone());
     shared.metrics.http_requests.inc();
     let route = Route::parse(method.as_str(), uri.path(), uri.query());
+    let metrics = shared.metrics.clone();
+    let is_pull = matches!(route, Ok(Route::GetManifest { .. } | Route::GetBlob { head: false, .. }));
     let outcome = match route {
         Ok(route) => in_time((&route).into(), admitted(shared, route, request)).await,
         Err(error) => Err(error.into()),
     };
     let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
+    if is_pull && response.status() == StatusCode::NOT_FOUND {
+        metrics.misses.inc();
+    }
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     let (status, duration_ms) = (response.status().as_u16(), begun.elapsed().as_millis());
     tracing::debug!(http.method = %method, http.path = %uri, http.status = status, duration_ms, "answered");

@@ -32,6 +32,8 @@ pub(super) struct Asking {
     registry: Option<Host>,
     /// The mirrors and proxies that it came by.
     via: Option<String>,
+    /// By `?prefetch=false`: the client asks for the blobs at once, and need not be helped.
+    prefetch: bool,
     /// It is ourselves.
     is_ours: bool,
 }
@@ -39,8 +41,11 @@ pub(super) struct Asking {
 impl Asking {
     /// A registry that cannot be one is unknown; one that is ourselves has nothing but what is here.
     pub(super) fn read(query: Option<&str>, headers: HeaderMap) -> Result<Self, Failure> {
-        let named = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-        let named = named.into_iter().find(|(key, _)| key == "ns").map(|(_, value)| value);
+        let parameters = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+        let value =
+            |wanted: &str| parameters.into_iter().find(|(key, _)| key == wanted).map(|(_, value)| value);
+        let named = value("ns");
+        let prefetch = value("prefetch").is_none_or(|prefetch| prefetch != "false");
         let unknown = |named: &str| Failure::Unknown(Thing::Registry, format!("registry {named:?}"));
         let registry = match named.as_deref() {
             Some(named) => Some(named.parse::<Host>().map_err(|_| unknown(named))?),
@@ -49,7 +54,7 @@ impl Asking {
         let is_ourselves = |registry: &Host| text(&headers, &HOST) == Some(registry.as_str());
         let is_ours = registry.as_ref().is_some_and(is_ourselves);
         let via = via(&headers);
-        Ok(Self { headers, registry, via, is_ours })
+        Ok(Self { headers, registry, via, prefetch, is_ours })
     }
 
     fn asked<'a>(&'a self, repo: &'a RepoName) -> Asked<'a> {
@@ -77,7 +82,7 @@ pub(super) async fn manifest(
     request: &Asking,
 ) -> Result<Response, Failure> {
     let what = || format!("manifest {repo}:{reference}");
-    let found = mirror.manifest(&request.asked(repo), reference, !head).await;
+    let found = mirror.manifest(&request.asked(repo), reference, !head && request.prefetch).await;
     let found = found.map_err(|error| Failure::of_mirror(Thing::Manifest, what, error))?;
     let Served { manifest, origin, age } = found.ok_or_else(|| Failure::Unknown(Thing::Manifest, what()))?;
     if matches_etag(&request.headers, &manifest.digest) {
@@ -132,7 +137,7 @@ pub(super) async fn blob(
     let body = if head {
         Body::empty()
     } else {
-        let (sent, digest) = (metrics.blob_sent_bytes.clone(), *digest);
+        let (sent, digest) = (metrics.blob_sent_bytes(origin.kind()), *digest);
         let mut bytes = mirror.read(&blob, range.clone());
         // What cannot be had at all, or is not what it is named by, is an answer of its own.
         let first = bytes.try_next().await.map_err(|error| Failure::of_mirror(Thing::Blob, what, error))?;

@@ -26,6 +26,19 @@ pub enum Origin {
     Peer(Peer),
 }
 
+impl Origin {
+    /// What sort of place it is, for counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Readonly(_) => "readonly",
+            Self::Cache => "cache",
+            Self::Upstream(_) => "upstream",
+            Self::Peer(_) => "peer",
+        }
+    }
+}
+
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

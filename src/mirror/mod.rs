@@ -54,7 +54,7 @@ use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;
 pub use pull_through::{
-    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, PullThroughConfig, SharedBlob,
+    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, PullThroughConfig, PullThroughStatus, SharedBlob,
 };
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
@@ -87,8 +87,8 @@ pub struct MirrorStatus {
     pub uploads: usize,
     /// Blobs that are being sent to clients.
     pub downloads: usize,
-    /// Blobs that are being pulled through.
-    pub fills: Vec<FillStatus>,
+    /// `None`: no registry is mirrored.
+    pub pull_through: Option<PullThroughStatus>,
 }
 
 /// The operations that HTTP calls. Cheap to clone. Every future may be dropped midway: a commit that was begun is
@@ -312,7 +312,7 @@ impl Mirror {
             readonly: self.0.follows.iter().map(Follow::status).collect(),
             uploads: self.0.uploads.len(),
             downloads: self.0.downloads.load(Ordering::Relaxed),
-            fills: self.0.pull_through.as_ref().map(PullThrough::fills).unwrap_or_default(),
+            pull_through: self.0.pull_through.as_ref().map(PullThrough::status),
         }
     }
 }

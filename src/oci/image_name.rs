@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::name::{NameError, Reference, RepoName};
+use super::repository::{Host, Repository};
 
 /// A repository and, if it was said, what in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,25 @@ impl FromStr for ImageName {
         };
         let digest = digest.map(|digest| digest.parse().map(Reference::Digest)).transpose()?;
         Ok(Self { repo: repo.parse()?, reference: digest.or(tag) })
+    }
+}
+
+impl ImageName {
+    /// Reads an image that may be one of a registry with a port: `localhost:5000/app:1`. Its repository is named as in the
+    /// tree of all registries ([`Repository::joined`]).
+    pub fn with_registry(text: &str) -> Result<Self, NameError> {
+        let named = text.split_once('/').and_then(|(host, rest)| Some((host.parse::<Host>().ok()?, rest)));
+        let Some((host, rest)) = named else { return text.parse() };
+        let Self { repo: name, reference } = rest.parse()?;
+        Ok(Self { repo: Repository { host, name }.joined()?, reference })
+    }
+
+    /// The name that [`ImageName::with_registry`] reads, for people.
+    pub fn shown(&self) -> String {
+        match Repository::split(&self.repo) {
+            Some(repository) => self.to_string().replacen(self.repo.as_str(), &repository.to_string(), 1),
+            None => self.to_string(),
+        }
     }
 }
 
@@ -69,6 +89,22 @@ mod tests {
         let both: ImageName = format!("app:1@{digest}").parse().unwrap();
         assert_eq!(both.reference, Some(Reference::Digest(digest)));
         assert_eq!("app".parse::<ImageName>().unwrap().reference, None);
+    }
+
+    #[test]
+    fn a_registry_with_a_port_is_named_as_in_the_tree_of_all() {
+        for (text, name) in [
+            ("localhost:5000/app:1", "localhost_5000/app:1"),
+            ("docker.io/library/app", "docker.io/library/app"),
+            ("library/app:1", "library/app:1"),
+            ("app", "app"),
+        ] {
+            let image = ImageName::with_registry(text).unwrap();
+            assert_eq!((image.to_string().as_str(), image.shown().as_str()), (name, text));
+        }
+        for text in ["localhost:5000/", "localhost:5000/App", "localhost:x/app", ""] {
+            assert!(ImageName::with_registry(text).is_err(), "{text}");
+        }
     }
 
     #[test]

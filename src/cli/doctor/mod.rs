@@ -12,8 +12,9 @@ use serde::Serialize;
 
 use super::engine::registries_conf::Registries;
 use super::engine::{Engine, MirrorUrl, Root, containerd, daemon_json};
-use super::setup::{ContainerdArguments, MirrorArguments};
+use super::setup::{ContainerdArguments, MirrorArguments, Settled};
 use super::{CommandError, print};
+use crate::config::PullThrough;
 use crate::oci::Host;
 use probe::{Asked, Image};
 
@@ -108,16 +109,23 @@ struct Patient<'a> {
     mirror: &'a MirrorUrl,
     registries: &'a [Host],
     containerd: &'a ContainerdArguments,
+    /// What the mirror asks other registries for, if that is known.
+    configured: Option<&'a PullThrough>,
 }
 
 pub(super) fn run(arguments: &DoctorArguments) -> Result<(), CommandError> {
-    let (root, mirror) = (arguments.mirror.root(), arguments.mirror.mirror()?);
-    let mut registries = arguments.mirror.registries();
+    let root = arguments.mirror.root();
+    let Settled { mirror, mut registries, configured } = arguments.mirror.settle()?;
     if let Some(image) = arguments.probe.as_ref().filter(|image| !registries.contains(&image.registry)) {
         registries.push(image.registry.clone());
     }
-    let patient =
-        Patient { root: &root, mirror: &mirror, registries: &registries, containerd: &arguments.containerd };
+    let patient = Patient {
+        root: &root,
+        mirror: &mirror,
+        registries: &registries,
+        containerd: &arguments.containerd,
+        configured: configured.as_ref(),
+    };
     let mut report = Report::new();
     let mut asked = Vec::new();
     for engine in engines(arguments, &root) {

@@ -8,6 +8,7 @@ use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Client, Method, Response, StatusCode, redirect};
 
 use super::{Patient, Report};
+use crate::config::PullThrough;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Host, ImageName, Reference, RepoName};
 
@@ -127,7 +128,14 @@ pub(super) async fn run(
             match pull(patient, &client, &image, *asked).await {
                 Ok(what) => report.ok(what),
                 Err(error) => {
-                    report.wrong(format!("{image} cannot be pulled: {error:#}"), mend(registry, *asked))
+                    let unlisted = patient.configured.is_some_and(|configured| !configured.mirrors(registry));
+                    let why = if unlisted {
+                        format!("{registry} is not in mirror.registries: ")
+                    } else {
+                        String::new()
+                    };
+                    let mend = mend(patient.configured, registry, *asked);
+                    report.wrong(format!("{image} cannot be pulled: {why}{error:#}"), mend);
                 }
             }
         }
@@ -135,14 +143,21 @@ pub(super) async fn run(
     Ok(())
 }
 
-fn mend(registry: &Host, asked: Asked) -> String {
+/// What is to be done when an image of a registry cannot be had.
+fn mend(configured: Option<&PullThrough>, registry: &Host, asked: Asked) -> String {
+    let default = || "have mirror.defaultregistry: docker.io in Shoal's config, and restart it".to_owned();
+    let listed = format!("have {registry} in mirror.registries of Shoal's config, and restart it");
+    let log = format!("see in Shoal's log what {registry} says, and in `shoal status` whether it is asked");
+    let Some(configured) = configured else {
+        return match asked {
+            Asked::DefaultRegistry => default(),
+            Asked::Namespace | Asked::PathPrefix => format!("{listed}; or {log}"),
+        };
+    };
     match asked {
-        Asked::DefaultRegistry => {
-            "have mirror.defaultregistry: docker.io in Shoal's config, and restart it".to_owned()
-        }
-        Asked::Namespace | Asked::PathPrefix => format!(
-            "have {registry} in mirror.registries of Shoal's config, and restart it; or see in its log what the registry says"
-        ),
+        Asked::DefaultRegistry if configured.default_registry.as_ref() != Some(registry) => default(),
+        _ if !configured.mirrors(registry) => listed,
+        _ => log,
     }
 }
 

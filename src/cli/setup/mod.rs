@@ -4,6 +4,7 @@
 mod change;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 
@@ -15,7 +16,7 @@ use super::client::ask;
 use super::engine::{Engine, MirrorUrl, Root, containerd};
 use super::{CommandError, Which, complain, print};
 use crate::api;
-use crate::config::{Config, Net};
+use crate::config::{Config, HttpConfig, Net, PullThrough};
 use crate::oci::Host;
 use change::Change;
 use plan::{ContainerdPaths, Plan, Target};
@@ -67,7 +68,7 @@ pub(super) struct MirrorArguments {
     /// Where engines reach the mirror [default: the running daemon's address, or else that of its config]
     #[arg(long, value_name = "URL")]
     mirror: Option<MirrorUrl>,
-    /// A registry to be mirrored; may be given several times [default: docker.io]
+    /// A registry to be mirrored; may be given several times [default: those of mirror.registries, or else docker.io]
     #[arg(long, value_name = "HOST")]
     registry: Vec<Host>,
     /// The folder that stands for /
@@ -75,6 +76,14 @@ pub(super) struct MirrorArguments {
     root: PathBuf,
     #[command(flatten)]
     which: Which,
+}
+
+/// What was made of [`MirrorArguments`].
+pub(super) struct Settled {
+    pub(super) mirror: MirrorUrl,
+    pub(super) registries: Vec<Host>,
+    /// What the mirror asks other registries for; `None` if its config is not known.
+    pub(super) configured: Option<PullThrough>,
 }
 
 #[derive(Args, Debug)]
@@ -97,42 +106,57 @@ impl MirrorArguments {
         Root::new(self.root.clone())
     }
 
-    pub(super) fn registries(&self) -> Vec<Host> {
+    /// What is to be mirrored, and where, as it was said, or as the daemon or its config has it.
+    pub(super) fn settle(&self) -> Result<Settled, CommandError> {
+        let path = self.which.config.clone();
+        let (mirror, config) = match &self.mirror {
+            Some(mirror) => (mirror.clone(), super::load(path)?),
+            None => {
+                let status: Result<api::Status, _> = ask(&self.which, &Method::GET, "/v0/status");
+                // Asking has told its warnings.
+                let (config, _) = Config::load(path.as_deref(), std::env::vars())?;
+                (found(status.ok(), &config.http)?, config)
+            }
+        };
+        // The mirror that was named may be that of another machine, with another config.
+        let is_of_config = self.mirror.is_none() || self.which.config.is_some();
+        let configured = is_of_config.then_some(config.pull_through);
+        let registries = self.registries(configured.as_ref());
+        Ok(Settled { mirror, registries, configured })
+    }
+
+    fn registries(&self, configured: Option<&PullThrough>) -> Vec<Host> {
         if !self.registry.is_empty() {
             return self.registry.clone();
         }
-        DEFAULT_REGISTRY.parse().into_iter().collect()
+        let configured = configured.into_iter();
+        let registries: BTreeSet<Host> = configured
+            .flat_map(|configured| configured.registries.keys().chain(&configured.default_registry))
+            .cloned()
+            .collect();
+        match registries.is_empty() {
+            true => DEFAULT_REGISTRY.parse().into_iter().collect(),
+            false => registries.into_iter().collect(),
+        }
     }
+}
 
-    /// The mirror as it was said, or as the running daemon says, or as its config has it.
-    pub(super) fn mirror(&self) -> Result<MirrorUrl, CommandError> {
-        if let Some(mirror) = &self.mirror {
-            return Ok(mirror.clone());
-        }
-        let status: Result<api::Status, _> = ask(&self.which, &Method::GET, "/v0/status");
-        // Asking has told its warnings.
-        let (Config { http, .. }, _) = Config::load(self.which.config.as_deref(), std::env::vars())?;
-        let name = "name the URL that engines reach with --mirror";
-        let url = match status {
-            Ok(status) => status.registry,
-            Err(_) if http.net == Net::Unix => format!("unix:{}", http.addr),
-            Err(_) => format!("{}://{}", if http.tls.is_some() { "https" } else { "http" }, http.addr),
-        };
-        if !http.prefix.is_empty() {
-            return Err(
-                anyhow::anyhow!("http.prefix = {:?}: engines ask at the root; {name}", http.prefix).into()
-            );
-        }
-        if url.ends_with(":0") {
-            return Err(anyhow::anyhow!(
-                "http.addr = {:?}, and no daemon runs that has taken a port; {name}",
-                http.addr
-            )
-            .into());
-        }
-        let mirror: Result<MirrorUrl, _> = url.parse();
-        Ok(mirror.map(MirrorUrl::dialled).map_err(|_| anyhow::anyhow!("the registry is at {url}; {name}"))?)
+/// Where engines reach the daemon that gave this status, or else the one that will run with this config.
+fn found(status: Option<api::Status>, http: &HttpConfig) -> anyhow::Result<MirrorUrl> {
+    let name = "name the URL that engines reach with --mirror";
+    let url = match status {
+        Some(status) => status.registry,
+        None if http.net == Net::Unix => format!("unix:{}", http.addr),
+        None => format!("{}://{}", if http.tls.is_some() { "https" } else { "http" }, http.addr),
+    };
+    if !http.prefix.is_empty() {
+        bail!("http.prefix = {:?}: engines ask at the root; {name}", http.prefix);
     }
+    if url.ends_with(":0") {
+        bail!("http.addr = {:?}, and no daemon runs that has taken a port; {name}", http.addr);
+    }
+    let mirror: Result<MirrorUrl, _> = url.parse();
+    mirror.map(MirrorUrl::dialled).map_err(|_| anyhow::anyhow!("the registry is at {url}; {name}"))
 }
 
 pub(super) fn run(command: SetupCommand) -> Result<(), CommandError> {
@@ -149,8 +173,9 @@ pub(super) fn run(command: SetupCommand) -> Result<(), CommandError> {
     let plan = if common.undo {
         plan::undo(&root, engine, &paths, &common.mirror.registry).context("nothing was changed")?
     } else {
-        let (mirror, registries) = (common.mirror.mirror()?, common.mirror.registries());
-        let target = Target { root: &root, mirror: &mirror, registries: &registries };
+        let Settled { mirror, registries, configured } = common.mirror.settle()?;
+        let target =
+            Target { root: &root, mirror: &mirror, registries: &registries, configured: configured.as_ref() };
         let plan = match engine {
             Engine::Containerd => plan::containerd(&target, &paths),
             Engine::Podman => plan::podman(&target),

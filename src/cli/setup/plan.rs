@@ -8,13 +8,36 @@ use crate::cli::engine::daemon_json::{self, DaemonJson};
 use crate::cli::engine::hosts_toml::{self, Wanted};
 use crate::cli::engine::registries_conf::{self, Registries};
 use crate::cli::engine::{Engine, EngineError, MirrorUrl, Root, Version, list, read, registry_url};
+use crate::config::PullThrough;
 use crate::oci::Host;
+
+const DOCKER_HUB: &str = "docker.io";
 
 /// For whom the files are written.
 pub(super) struct Target<'a> {
     pub(super) root: &'a Root,
     pub(super) mirror: &'a MirrorUrl,
     pub(super) registries: &'a [Host],
+    /// What the mirror asks other registries for, if that is known.
+    pub(super) configured: Option<&'a PullThrough>,
+}
+
+impl Target<'_> {
+    /// Where a registry itself is asked: as the mirror does, if it is known how.
+    fn upstream(&self, registry: &Host) -> String {
+        let known = self.configured.and_then(|configured| configured.registries.get(registry));
+        let endpoint = known.and_then(|registry| registry.endpoints.first());
+        endpoint.map_or_else(
+            || registry_url(registry),
+            |endpoint| endpoint.as_str().trim_end_matches('/').to_owned(),
+        )
+    }
+
+    /// Whether the mirror takes a request that names no registry for one of this.
+    fn has_default(&self, registry: &str) -> bool {
+        let default = self.configured.and_then(|configured| configured.default_registry.as_ref());
+        default.is_some_and(|default| default.as_str() == registry)
+    }
 }
 
 /// What is to be done, and what a person has to know of it.
@@ -103,7 +126,7 @@ fn hosts(
             ));
         }
         let path = place.join(hosts_toml::FILE);
-        let upstream = registry_url(registry);
+        let upstream = target.upstream(registry);
         let wanted = Wanted { mirror: target.mirror, upstream: &upstream, version };
         let before = read(&path)?;
         let after = match &before {
@@ -152,12 +175,12 @@ pub(super) fn docker(target: &Target<'_>) -> Result<Plan, EngineError> {
     let before = read(&path)?;
     let json = DaemonJson::parse(before.as_deref().unwrap_or_default()).map_err(invalid)?;
     let (hub, others): (Vec<Host>, Vec<Host>) =
-        target.registries.iter().cloned().partition(|registry| registry.as_str() == "docker.io");
+        target.registries.iter().cloned().partition(|registry| registry.as_str() == DOCKER_HUB);
     if !hub.is_empty() {
         let after = daemon_json::with_mirror(before.as_deref().unwrap_or_default(), target.mirror);
         plan.changes.push(Change::write(path.clone(), before, after.map_err(invalid)?));
         plan.steps.push("systemctl reload docker".to_owned());
-        if json.is_classic(version) {
+        if json.is_classic(version) && !target.has_default(DOCKER_HUB) {
             plan.steps.push(
                 "have mirror.defaultregistry: docker.io in Shoal's config: this Docker does not say which registry it means"
                     .to_owned(),

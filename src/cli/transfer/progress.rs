@@ -1,5 +1,7 @@
 //! What a transfer tells while it runs: a bar for each blob on a terminal, plain lines elsewhere, events in JSON on request.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,6 +51,8 @@ enum Event<'a> {
         digest: String,
         size: u64,
         done: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        source: Option<&'a str>,
     },
     /// A blob that is there already.
     Present {
@@ -71,14 +75,17 @@ enum Event<'a> {
 }
 
 /// What was moved in all.
-#[derive(Clone, Copy, Default, Serialize)]
+#[derive(Clone, Default, Serialize)]
 struct Tally {
     blobs_moved: u64,
     bytes_moved: u64,
+    /// Where the daemon had them from, of those that it sent.
+    bytes_by_source: BTreeMap<String, u64>,
     blobs_present: u64,
     blobs_mounted: u64,
     manifests: u64,
     errors: u64,
+    seconds: f64,
 }
 
 enum Shape {
@@ -95,6 +102,7 @@ pub(in crate::cli) struct Progress(Arc<Inner>);
 struct Inner {
     shape: Shape,
     tally: Mutex<Tally>,
+    begun: Instant,
 }
 
 /// A blob on its way.
@@ -102,6 +110,7 @@ pub(in crate::cli) struct Transfer {
     progress: Progress,
     digest: Digest,
     size_bytes: u64,
+    source: Option<String>,
     done_bytes: AtomicU64,
     told_at: Mutex<Instant>,
     bar: Option<ProgressBar>,
@@ -115,19 +124,27 @@ impl Progress {
             _ if std::io::stderr().is_terminal() => Shape::Bars(MultiProgress::new()),
             _ => Shape::Lines,
         };
-        Self(Arc::new(Inner { shape, tally: Mutex::default() }))
+        Self(Arc::new(Inner { shape, tally: Mutex::default(), begun: Instant::now() }))
     }
 
-    /// Begins a blob of `size_bytes`.
-    pub(in crate::cli) fn blob(&self, digest: &Digest, size_bytes: u64) -> Arc<Transfer> {
+    /// Begins a blob of `size_bytes`. `source`: where the daemon has it from, if it sends it.
+    pub(in crate::cli) fn blob(
+        &self,
+        digest: &Digest,
+        size_bytes: u64,
+        source: Option<String>,
+    ) -> Arc<Transfer> {
         let bar = match &self.0.shape {
             Shape::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(size_bytes).with_prefix(short(digest)));
-                let template = "{prefix} {bar:30} {bytes:>11} of {total_bytes:<11} {bytes_per_sec}";
+                let template = "{prefix} {bar:30} {bytes:>11} of {total_bytes:<11} {bytes_per_sec} {msg}";
                 // The template is well-formed; the plain bar would do as well.
                 bar.set_style(
                     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
                 );
+                if let Some(source) = &source {
+                    bar.set_message(format!("from {source}"));
+                }
                 Some(bar)
             }
             Shape::Lines | Shape::Json | Shape::Quiet => None,
@@ -136,6 +153,7 @@ impl Progress {
             progress: self.clone(),
             digest: *digest,
             size_bytes,
+            source,
             done_bytes: AtomicU64::new(0),
             told_at: Mutex::new(Instant::now()),
             bar,
@@ -191,18 +209,10 @@ impl Progress {
 
     /// Ends it with the sum.
     pub(in crate::cli) fn finish(&self) {
-        let tally = *self.tally();
+        let mut tally = self.tally().clone();
+        tally.seconds = self.0.begun.elapsed().as_secs_f64();
+        self.line(|| tally.readable());
         self.event(|| Event::Done(tally));
-        self.line(|| {
-            format!(
-                "{} blobs moved ({}), {} there already, {} from other repositories, {} manifests",
-                tally.blobs_moved,
-                HumanBytes(tally.bytes_moved),
-                tally.blobs_present,
-                tally.blobs_mounted,
-                tally.manifests
-            )
-        });
     }
 
     /// Images that were not moved.
@@ -219,6 +229,29 @@ impl Progress {
 
     fn tally(&self) -> MutexGuard<'_, Tally> {
         lock(&self.0.tally)
+    }
+}
+
+impl Tally {
+    fn readable(&self) -> String {
+        let mut text = format!("{} blobs moved ({})", self.blobs_moved, HumanBytes(self.bytes_moved));
+        let others = [
+            (self.blobs_present, "there already"),
+            (self.blobs_mounted, "from other repositories"),
+            (self.manifests, "manifests"),
+        ];
+        for (count, what) in others.iter().filter(|(count, _)| *count > 0) {
+            // Writing to a string cannot fail.
+            let _ = write!(text, ", {count} {what}");
+        }
+        let _ = write!(text, " in {:.1} s", self.seconds);
+        let sources = self.bytes_by_source.iter();
+        let sources: Vec<_> =
+            sources.map(|(source, bytes)| format!("{} from {source}", HumanBytes(*bytes))).collect();
+        if !sources.is_empty() {
+            let _ = write!(text, ": {}", sources.join(", "));
+        }
+        text
     }
 }
 
@@ -241,13 +274,24 @@ impl Transfer {
         let mut tally = self.progress.tally();
         tally.blobs_moved += 1;
         tally.bytes_moved += self.size_bytes;
+        if let Some(source) = &self.source {
+            *tally.bytes_by_source.entry(source.clone()).or_default() += self.size_bytes;
+        }
         drop(tally);
         self.tell(self.size_bytes);
-        self.progress.line(|| format!("{} {}", short(&self.digest), HumanBytes(self.size_bytes)));
+        self.progress.line(|| {
+            let source = self.source.as_ref().map(|source| format!(" from {source}")).unwrap_or_default();
+            format!("{} {}{source}", short(&self.digest), HumanBytes(self.size_bytes))
+        });
     }
 
     fn tell(&self, done: u64) {
-        self.progress.event(|| Event::Blob { digest: self.digest.to_string(), size: self.size_bytes, done });
+        self.progress.event(|| Event::Blob {
+            digest: self.digest.to_string(),
+            size: self.size_bytes,
+            done,
+            source: self.source.as_deref(),
+        });
     }
 }
 
@@ -260,7 +304,8 @@ impl Drop for Transfer {
     }
 }
 
-fn short(digest: &Digest) -> String {
+/// What a person is shown of a digest.
+pub(in crate::cli) fn short(digest: &Digest) -> String {
     digest.hex()[..SHORT_DIGITS].to_owned()
 }
 

@@ -12,6 +12,7 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::graph::Graph;
+use super::registry::BlobBody;
 use super::{Session, blocking};
 use crate::oci::manifest::Descriptor;
 use crate::oci::{Algorithm, Digest, Hasher, Platform, Reference, RepoName};
@@ -42,12 +43,12 @@ pub(in crate::cli) async fn copy_blob<W: AsyncWrite + Unpin>(
     begin: impl AsyncFnOnce(&mut W, u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
     let (digest, said) = (blob.digest, blob.size_bytes);
-    let (length, mut bytes) = session.registry.blob(repo, &digest).await?;
+    let BlobBody { size_bytes: length, source, mut bytes } = session.registry.blob(repo, &digest).await?;
     if let Some(said) = said.filter(|said| *said != length) {
         bail!("blob {digest} of {repo} has {length} bytes, its manifest says {said}");
     }
     begin(out, length).await?;
-    let transfer = session.progress.blob(&digest, length);
+    let transfer = session.progress.blob(&digest, length, source);
     let mut hasher = Hasher::new(digest.algorithm());
     while let Some(chunk) = bytes.try_next().await? {
         hasher.update(&chunk);
@@ -60,6 +61,15 @@ pub(in crate::cli) async fn copy_blob<W: AsyncWrite + Unpin>(
     }
     transfer.finish();
     Ok(length)
+}
+
+/// Whether a blob is one that need not be in a registry, and is not in this one.
+pub(in crate::cli) async fn is_elsewhere(
+    session: &Session,
+    repo: &RepoName,
+    blob: &Descriptor,
+) -> anyhow::Result<bool> {
+    Ok(blob.non_distributable && !session.registry.has_blob(repo, &blob.digest).await?)
 }
 
 /// Has a blob as the file `path`. A file that is there and has the digest stays; another one is replaced.

@@ -145,7 +145,7 @@ async fn push_blob(
         }
         Upload::Open(location) => location,
     };
-    let transfer = progress.blob(digest, member.size_bytes);
+    let transfer = progress.blob(digest, member.size_bytes, None);
     let telling = transfer.clone();
     registry.push_blob(location, digest, &member, move |bytes| telling.advance(bytes)).await?;
     transfer.finish();

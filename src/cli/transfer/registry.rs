@@ -5,7 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -31,6 +32,7 @@ const JSON_BYTES_MAX: usize = 16 << 20;
 const NAMES_MAX: usize = 1_000_000;
 
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const SOURCE: HeaderName = HeaderName::from_static("x-shoal-source");
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -74,6 +76,15 @@ pub(in crate::cli) struct Manifest {
     pub(in crate::cli) digest: Digest,
     pub(in crate::cli) media_type: String,
     pub(in crate::cli) bytes: Bytes,
+}
+
+/// A blob on its way from the daemon.
+pub(in crate::cli) struct BlobBody {
+    pub(in crate::cli) size_bytes: u64,
+    /// Where the daemon has it from, as it says itself.
+    pub(in crate::cli) source: Option<String>,
+    /// Not held to the digest.
+    pub(in crate::cli) bytes: BoxStream<'static, Result<Bytes, RegistryError>>,
 }
 
 /// How a blob gets into a repository.
@@ -187,11 +198,19 @@ impl Registry {
         reference: &Reference,
     ) -> Result<Option<Manifest>, RegistryError> {
         let what = format!("manifest {reference} of {repo}");
-        let answer = self.ask(&Method::GET, &format!("/v2/{repo}/manifests/{reference}"), &what).await?;
+        // Whoever asks here asks for the blobs too, at once, and wants to know where each of them comes from.
+        let target = format!("/v2/{repo}/manifests/{reference}?prefetch=false");
+        let answer = self.ask(&Method::GET, &target, &what).await?;
         match answer.status() {
             StatusCode::OK => (),
-            StatusCode::NOT_FOUND => return Ok(None),
-            _ => return Err(refused(answer, what).await),
+            status => {
+                let refusal = Refusal::read(answer, &what).await;
+                // With a detail it is a registry that did not deliver.
+                return match status == StatusCode::NOT_FOUND && refusal.detail.is_none() {
+                    true => Ok(None),
+                    false => Err(refusal.into_error(what)),
+                };
+            }
         }
         let media_type = header(&answer, &CONTENT_TYPE).unwrap_or_default().to_owned();
         let named: Option<Digest> = match reference {
@@ -207,17 +226,17 @@ impl Registry {
         Ok(Some(Manifest { digest, media_type, bytes }))
     }
 
-    /// The length of a blob in bytes, and its content, which is not held to the digest.
     pub(in crate::cli) async fn blob(
         &self,
         repo: &RepoName,
         digest: &Digest,
-    ) -> Result<(u64, impl Stream<Item = Result<Bytes, RegistryError>> + Unpin), RegistryError> {
+    ) -> Result<BlobBody, RegistryError> {
         let what = format!("blob {digest} of {repo}");
         let answer = self.ask(&Method::GET, &format!("/v2/{repo}/blobs/{digest}"), &what).await?;
         let answer = expect(answer, StatusCode::OK, &what).await?;
         let length = header(&answer, &CONTENT_LENGTH).and_then(|length| length.parse().ok());
-        let length = length.ok_or_else(|| not_understood(&what, "it has no length"))?;
+        let size_bytes = length.ok_or_else(|| not_understood(&what, "it has no length"))?;
+        let source = header(&answer, &SOURCE).map(str::to_owned);
         let bytes = futures::stream::try_unfold(answer.into_body().into_data_stream(), move |mut body| {
             let what = what.clone();
             async move {
@@ -229,7 +248,7 @@ impl Registry {
                 }
             }
         });
-        Ok((length, Box::pin(bytes)))
+        Ok(BlobBody { size_bytes, source, bytes: bytes.boxed() })
     }
 
     /// All tags of a repository; `None` if there is no such repository.
@@ -382,25 +401,47 @@ fn not_understood(what: &str, why: &str) -> RegistryError {
 }
 
 /// What the daemon says, in the form of the specification ("Error Codes").
-async fn refused(answer: Response<Incoming>, what: String) -> RegistryError {
-    #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<Error>,
-    }
-    #[derive(Deserialize)]
-    struct Error {
-        #[serde(default)]
-        message: String,
-    }
-    let status = answer.status();
-    let body = read_whole(answer, JSON_BYTES_MAX, &what).await.unwrap_or_default();
-    let message = match serde_json::from_slice::<Errors>(&body) {
-        Ok(Errors { errors }) if !errors.is_empty() => {
-            errors.into_iter().map(|error| error.message).collect::<Vec<_>>().join("; ")
+struct Refusal {
+    status: StatusCode,
+    message: String,
+    /// Why a registry that it mirrors did not deliver.
+    detail: Option<String>,
+}
+
+impl Refusal {
+    async fn read(answer: Response<Incoming>, what: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Errors {
+            errors: Vec<Error>,
         }
-        _ => format!("the daemon answered {status}"),
-    };
-    RegistryError::Refused { what, status, message }
+        #[derive(Deserialize)]
+        struct Error {
+            #[serde(default)]
+            message: String,
+            detail: Option<serde_json::Value>,
+        }
+        let status = answer.status();
+        let body = read_whole(answer, JSON_BYTES_MAX, what).await.unwrap_or_default();
+        match serde_json::from_slice::<Errors>(&body) {
+            Ok(Errors { errors }) if !errors.is_empty() => {
+                let detail = errors.iter().find_map(|error| error.detail.as_ref()?.as_str());
+                let detail = detail.map(str::to_owned);
+                let messages = errors.into_iter().map(|error| error.message).collect::<Vec<_>>();
+                Self { status, message: messages.join("; "), detail }
+            }
+            _ => Self { status, message: format!("the daemon answered {status}"), detail: None },
+        }
+    }
+
+    fn into_error(self, what: String) -> RegistryError {
+        let Self { status, message, detail } = self;
+        let message = detail.map_or(message.clone(), |detail| format!("{message}: {detail}"));
+        RegistryError::Refused { what, status, message }
+    }
+}
+
+async fn refused(answer: Response<Incoming>, what: String) -> RegistryError {
+    Refusal::read(answer, &what).await.into_error(what)
 }
 
 #[cfg(test)]

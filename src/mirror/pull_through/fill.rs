@@ -25,6 +25,7 @@ use super::supply::{Opened, Supply};
 use super::window::{Piece, Window};
 use crate::dag::Keep;
 use crate::ipfs::Peer;
+use crate::metrics::{Counter, Metrics};
 use crate::oci::{Digest, Repository};
 use crate::tasks::Tasks;
 
@@ -56,6 +57,7 @@ struct Shared {
     cache: Arc<Inner>,
     tasks: Tasks,
     mesh: Option<Mesh>,
+    metrics: Metrics,
 }
 
 /// One blob on its way in.
@@ -72,6 +74,7 @@ pub(super) struct Fill {
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
     followers: Mutex<Followers>,
+    metrics: Metrics,
 }
 
 /// What a running fill shows in `status`.
@@ -85,9 +88,9 @@ pub struct FillStatus {
 }
 
 impl Fills {
-    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks, mesh: Option<Mesh>) -> Self {
+    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks, mesh: Option<Mesh>, metrics: Metrics) -> Self {
         let failed = Cache::builder().max_capacity(FAILED_MAX).time_to_live(FAILED_FOR).build();
-        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks, mesh }))
+        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks, mesh, metrics }))
     }
 
     /// The fill of a blob: the one that runs, or a new one with `supply`.
@@ -100,7 +103,7 @@ impl Fills {
         if running.len() >= FILLS_MAX {
             return Err(MirrorError::TooManyFills(FILLS_MAX));
         }
-        let fill = Arc::new(Fill::new(&supply, self.0.cache.clone()));
+        let fill = Arc::new(Fill::new(&supply, self.0.cache.clone(), self.0.metrics.clone()));
         running.insert(digest, fill.clone());
         drop(running);
         let (fills, filled) = (self.clone(), fill.clone());
@@ -136,25 +139,23 @@ impl Fills {
                 let State { received_bytes, .. } = fill.state();
                 let duration_ms = begun.elapsed().as_millis();
                 tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
-                None
+                Stage::Committed
             }
-            Ok(None) => Some(Stage::Absent),
+            Ok(None) => Stage::Absent,
             Err(error) => {
                 tracing::warn!(digest = %fill.digest, repo.name = %fill.repository, error = %chain(&error), "blob not pulled through");
                 let error = Arc::new(error);
                 self.0.failed.insert(fill.digest, error.clone());
-                Some(Stage::Failed(error))
+                Stage::Failed(error)
             }
         };
         lock(&self.0.running).remove(&fill.digest);
-        if let Some(stage) = stage {
-            fill.state.send_modify(|state| state.stage = stage);
-        }
+        fill.state.send_modify(|state| state.stage = stage);
     }
 }
 
 impl Fill {
-    fn new(supply: &Supply, cache: Arc<Inner>) -> Self {
+    fn new(supply: &Supply, cache: Arc<Inner>, metrics: Metrics) -> Self {
         let state = State {
             size_bytes: supply.size_bytes,
             received_bytes: 0,
@@ -175,6 +176,7 @@ impl Fill {
             is_of_upstream_alone: supply.mesh.is_none(),
             released: AtomicBool::new(false),
             followers: Mutex::default(),
+            metrics,
         }
     }
 
@@ -217,7 +219,9 @@ impl Fill {
         };
         let Ok(state) = state.wait_for(known).await else { return Err(Arc::new(MirrorError::Closed)) };
         match &state.stage {
-            Stage::Running | Stage::Verified => Ok(Some(state.size_bytes.unwrap_or(state.received_bytes))),
+            Stage::Running | Stage::Verified | Stage::Committed => {
+                Ok(Some(state.size_bytes.unwrap_or(state.received_bytes)))
+            }
             Stage::Absent => Ok(None),
             Stage::Failed(error) => Err(error.clone()),
         }
@@ -229,6 +233,17 @@ impl Fill {
         let known =
             |state: &State| state.readable_bytes() > position || !matches!(state.stage, Stage::Running);
         match state.wait_for(known).await {
+            Ok(state) => state.clone(),
+            // The sender is ours: it cannot be gone.
+            Err(_) => self.state(),
+        }
+    }
+
+    /// Waits until the blob is in the cache, or the fill has ended otherwise.
+    pub(super) async fn ended(&self) -> State {
+        let mut state = self.state.subscribe();
+        let ended = |state: &State| !matches!(state.stage, Stage::Running | Stage::Verified);
+        match state.wait_for(ended).await {
             Ok(state) => state.clone(),
             // The sender is ours: it cannot be gone.
             Err(_) => self.state(),
@@ -370,6 +385,7 @@ impl Fill {
         {
             return Err(MirrorError::WrongSize { digest: self.digest, known, stated });
         }
+        let pulled_bytes = self.pulled_bytes(&from);
         self.state.send_modify(|state| {
             state.size_bytes = state.size_bytes.or(stated);
             state.by_peer |= matches!(from, Origin::Peer(_));
@@ -381,6 +397,7 @@ impl Fill {
         let mut skip = writing.received_bytes.saturating_sub(at);
         let mut bytes = bytes.map_err(MirrorError::from).boxed();
         while let Some(mut chunk) = bytes.try_next().await? {
+            pulled_bytes.inc_by(chunk.len() as u64);
             if skip > 0 {
                 let skipped = chunk.split_to(chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX)));
                 skip -= skipped.len() as u64;
@@ -401,6 +418,11 @@ impl Fill {
             }
             _ => Ok(Some(())),
         }
+    }
+
+    /// Counts what comes of this blob from a source.
+    pub(super) fn pulled_bytes(&self, from: &Origin) -> Counter {
+        self.metrics.pulled_bytes(self.repository.host.as_str(), from.kind())
     }
 
     /// Makes what was written readable. Without a chunk, what a run before this one has written.

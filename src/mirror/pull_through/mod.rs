@@ -28,10 +28,11 @@ use tokio::sync::Semaphore;
 use super::mesh::Mesh;
 use super::{Inner, MirrorError};
 use crate::ipfs::{Ipfs, Peer};
+use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::store::Store;
+use crate::store::{Store, StoreStats};
 use crate::tasks::Tasks;
-use crate::upstream::Upstreams;
+use crate::upstream::{UpstreamStatus, Upstreams};
 
 pub(super) use blobs::Found;
 pub use cache::CachedImage;
@@ -66,6 +67,17 @@ pub struct PullThroughConfig {
     pub quota_bytes: Option<u64>,
     /// Our own peer id.
     pub us: Peer,
+    pub metrics: Metrics,
+}
+
+/// What `status` tells.
+#[derive(Clone, Debug)]
+pub struct PullThroughStatus {
+    pub fills: Vec<FillStatus>,
+    pub upstreams: Vec<UpstreamStatus>,
+    /// Of the cache.
+    pub store: StoreStats,
+    pub quota_bytes: Option<u64>,
 }
 
 /// The mirror of other registries. Cheap to clone.
@@ -85,6 +97,7 @@ struct Shared {
     sizes: Memory<Digest, u64>,
     prefetched: Memory<Digest, ()>,
     prefetches: Semaphore,
+    quota_bytes: Option<u64>,
     tasks: Tasks,
 }
 
@@ -94,10 +107,10 @@ impl PullThrough {
         ipfs: Arc<dyn Ipfs>,
         config: PullThroughConfig,
     ) -> Result<Self, MirrorError> {
-        let PullThroughConfig { store, upstreams, quota_bytes, us } = config;
+        let PullThroughConfig { store, upstreams, quota_bytes, us, metrics } = config;
         let mesh = upstreams.any_is_shared().then(|| Mesh::start(tasks, ipfs, us));
         let cache = Inner::private(tasks, &store).await?;
-        let fills = Fills::new(cache.clone(), tasks.clone(), mesh.clone());
+        let fills = Fills::new(cache.clone(), tasks.clone(), mesh.clone(), metrics);
         let images =
             Images::open(&store, cache.clone(), fills.clone(), mesh.clone(), upstreams.clone()).await?;
         let shared = Arc::new(Shared {
@@ -113,14 +126,20 @@ impl PullThrough {
             cache,
             images,
             upstreams,
+            quota_bytes,
         });
         let keeper = shared.images.clone();
         tasks.spawn("cache", |stop| keeper.keep_within(quota_bytes, stop));
         Ok(Self(shared))
     }
 
-    pub(super) fn fills(&self) -> Vec<FillStatus> {
-        self.0.fills.status()
+    pub(super) fn status(&self) -> PullThroughStatus {
+        PullThroughStatus {
+            fills: self.0.fills.status(),
+            upstreams: self.0.upstreams.status(),
+            store: self.0.cache.tree.blocks().store().stats(),
+            quota_bytes: self.0.quota_bytes,
+        }
     }
 
     /// The mesh, as far as a registry is shared with it.

@@ -1,6 +1,5 @@
 //! Who takes a manifest will ask for its blobs: their fills are begun at once, in the order in which clients ask.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -94,10 +93,11 @@ fn parse(manifest: &Manifest) -> Result<ParsedManifest, MirrorError> {
     parsed.map_err(|source| MirrorError::NoManifest { digest: manifest.digest, source })
 }
 
-/// Waits for the end of a fill.
-async fn ended(fill: &Arc<Fill>) -> Result<(), MirrorError> {
-    match fill.reached(u64::MAX).await.stage {
+/// Waits until a blob is in the cache.
+async fn ended(fill: &Fill) -> Result<(), MirrorError> {
+    match fill.ended().await.stage {
         Stage::Failed(error) => Err(MirrorError::Fill(error)),
-        Stage::Running | Stage::Verified | Stage::Absent => Ok(()),
+        Stage::Absent => Err(MirrorError::NoImage(format!("blob {} of {}", fill.digest, fill.repository))),
+        Stage::Running | Stage::Verified | Stage::Committed => Ok(()),
     }
 }

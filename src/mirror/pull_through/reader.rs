@@ -77,7 +77,8 @@ impl Reader {
         let state = match timeout(AHEAD_WAIT, waits_for).await {
             Ok(state) => state,
             Err(_) if self.is_far_ahead() => {
-                self.apart = Some(open_apart(self.supply.clone(), self.position, self.end).await?);
+                self.apart =
+                    Some(open_apart(&self.fill, self.supply.clone(), self.position, self.end).await?);
                 return Box::pin(self.next()).await;
             }
             Err(_) => self.fill.reached(self.position).await,
@@ -96,7 +97,7 @@ impl Reader {
         if readable <= self.position {
             return Err(match state.stage {
                 Stage::Failed(error) => MirrorError::Fill(error),
-                Stage::Absent | Stage::Running | Stage::Verified => MirrorError::Closed,
+                Stage::Absent | Stage::Running | Stage::Verified | Stage::Committed => MirrorError::Closed,
             });
         }
         let bytes_max = readable.min(self.end) - self.position;
@@ -111,13 +112,20 @@ impl Reader {
 }
 
 async fn open_apart(
+    fill: &Fill,
     supply: Supply,
     from: u64,
     to: u64,
 ) -> Result<BoxStream<'static, Result<Bytes, MirrorError>>, MirrorError> {
     let digest = supply.digest;
     match supply.part(from, Some(to)).await? {
-        Some(opened) if opened.at == from => Ok(opened.bytes),
+        Some(opened) if opened.at == from => {
+            let pulled_bytes = fill.pulled_bytes(&opened.from);
+            let count = move |bytes: &Bytes| {
+                pulled_bytes.inc_by(bytes.len() as u64);
+            };
+            Ok(opened.bytes.inspect_ok(count).boxed())
+        }
         Some(opened) => Err(MirrorError::Short { digest, known: from, received: opened.at }),
         None => Err(MirrorError::Closed),
     }

@@ -30,6 +30,8 @@ pub(super) enum Stage {
     Running,
     /// The digest matched: readers may end.
     Verified,
+    /// On disk, and in the tree of the cache.
+    Committed,
     /// Nobody has it.
     Absent,
     Failed(Arc<MirrorError>),
@@ -39,7 +41,7 @@ impl State {
     /// What readers may have: not the last byte before the digest matched, nor any of a small blob.
     pub(super) fn readable_bytes(&self) -> u64 {
         match (&self.stage, self.size_bytes) {
-            (Stage::Verified, _) => self.received_bytes,
+            (Stage::Verified | Stage::Committed, _) => self.received_bytes,
             (_, Some(..=SMALL_BYTES_MAX)) => 0,
             (_, Some(size_bytes)) => self.received_bytes.min(size_bytes.saturating_sub(1)),
             (_, None) => 0,
