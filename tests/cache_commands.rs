@@ -293,7 +293,7 @@ fn half_of(blob: &[u8], request: &Request) -> Response {
 
 #[tokio::test]
 async fn status_shows_what_is_on_its_way() {
-    let (tasks, blob) = (Tasks::new(), common::random_bytes(14, 1000));
+    let (tasks, blob) = (Tasks::new(), common::random_bytes(14, 1 << 20));
     let digest = Digest::sha256(&blob);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -306,16 +306,16 @@ async fn status_shows_what_is_on_its_way() {
     assert_eq!(answer.status(), StatusCode::OK);
     let begun = Instant::now();
     let fill = loop {
-        if let Some(fill) = mirror.status().fills.pop().filter(|fill| fill.received_bytes == 500) {
+        if let Some(fill) = mirror.status().fills.pop().filter(|fill| fill.received_bytes == 1 << 19) {
             break fill;
         }
         assert!(begun.elapsed() < PATIENCE, "{:?}\n{}", mirror.status(), mirror.log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    assert_eq!((fill.repository, fill.size_bytes), (format!("{REGISTRY}/team/app"), Some(1000)));
+    assert_eq!((fill.repository, fill.size_bytes), (format!("{REGISTRY}/team/app"), Some(1 << 20)));
     assert_eq!(fill.from, Some(format!("upstream={REGISTRY}")));
     let told = String::from_utf8(shoal(&mirror, ["status"]).stdout).unwrap();
     let short = &digest.hex()[..12];
-    let line = format!("fill       {REGISTRY}/team/app {short}, 500 B of 1000 B from upstream={REGISTRY}");
+    let line = format!("fill       {REGISTRY}/team/app {short}, 512.00 KiB of 1.00 MiB from upstream={REGISTRY}");
     assert!(told.lines().any(|told| told == line), "{told}");
 }
