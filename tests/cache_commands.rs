@@ -316,6 +316,7 @@ async fn status_shows_what_is_on_its_way() {
     assert_eq!(fill.from, Some(format!("upstream={REGISTRY}")));
     let told = String::from_utf8(shoal(&mirror, ["status"]).stdout).unwrap();
     let short = &digest.hex()[..12];
-    let line = format!("fill       {REGISTRY}/team/app {short}, 512.00 KiB of 1.00 MiB from upstream={REGISTRY}");
+    let line =
+        format!("fill       {REGISTRY}/team/app {short}, 512.00 KiB of 1.00 MiB from upstream={REGISTRY}");
     assert!(told.lines().any(|told| told == line), "{told}");
 }
