@@ -34,8 +34,9 @@ const STREAMS_MAX: u32 = 128;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long the rest of a request that was answered early is read and thrown away. A connection that is closed upon
-/// bytes nobody read is reset, and the answer may be lost with it.
+/// How long what a client still sends is read and thrown away when all is answered: the rest of a request that was
+/// answered early, window updates of HTTP/2. A connection that is closed upon bytes nobody read is reset, and what the
+/// kernel holds of the answer is lost with it.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const LINGER_BYTES_MAX: u64 = 64 << 20;
 
@@ -82,13 +83,13 @@ impl Server {
     /// Serves until the client leaves; once `stop` is cancelled, only what it has asked by then.
     pub(super) async fn serve(
         self,
-        socket: Box<dyn Socket>,
+        mut socket: Box<dyn Socket>,
         client: Client,
         protocol: Protocol,
         stop: CancellationToken,
     ) {
         let activity = Activity::new(self.limits, protocol == Protocol::Http2);
-        let io = TokioIo::new(Guarded::new(socket, activity.clone()));
+        let io = TokioIo::new(Guarded::new(&mut socket, activity.clone()));
         let (router, asking) = (self.router, client.clone());
         let service = hyper::service::service_fn(move |request| {
             Box::pin(answer(router.clone(), activity.clone(), asking.clone(), request))
@@ -99,18 +100,13 @@ impl Server {
                 // Peers end their side with the request; other clients that do so have left.
                 builder.half_close(client.peer.is_some());
                 let mut connection = builder.serve_connection(io, service);
-                let outcome = tokio::select! {
+                tokio::select! {
                     outcome = poll_fn(|context| connection.poll_without_shutdown(context)) => outcome,
                     () = stop.cancelled() => {
                         Pin::new(&mut connection).graceful_shutdown();
                         poll_fn(|context| connection.poll_without_shutdown(context)).await
                     }
-                };
-                let socket = connection.into_parts().io.into_inner();
-                // Whoever has gone already is not waited for; the others are given their time, but for a stop.
-                let lingering = tokio::time::timeout(LINGER_TIMEOUT, linger(socket));
-                let _ = stop.run_until_cancelled(lingering).await;
-                outcome
+                }
             }
             Protocol::Http2 => {
                 let connection = http2_builder(&self.limits, self.tasks).serve_connection(io, service);
@@ -123,6 +119,13 @@ impl Server {
                     }
                 }
             }
+        };
+        // Whoever has gone already is not waited for; the others are given their time. A stop waits for those of HTTP/2
+        // only, who say how much they can take while the last of an answer is on its way.
+        let lingering = tokio::time::timeout(LINGER_TIMEOUT, linger(socket));
+        let _ = match protocol {
+            Protocol::Http1 => stop.run_until_cancelled(lingering).await,
+            Protocol::Http2 => Some(lingering.await),
         };
         if let Err(error) = outcome {
             tracing::debug!(%client, error = %crate::mirror::chain(&error), "connection ended");
