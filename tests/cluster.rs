@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::upstream::{Access, Fault, Rule, Upstream};
 use common::{Daemon, Image, PATIENCE, daemon};
 use futures::future::join_all;
+use rustix::process::Signal;
 use shoal::oci::Digest;
 
 const REPO: &str = "library/app";
@@ -92,6 +93,15 @@ async fn a_tag_is_confirmed_once_for_all_within_its_time_to_live() {
 
 #[tokio::test]
 async fn another_takes_over_from_the_byte_that_the_dead_fetcher_reached() {
+    another_takes_over_when_the_fetcher_gets(Signal::KILL).await;
+}
+
+#[tokio::test]
+async fn another_takes_over_from_a_fetcher_that_hangs() {
+    another_takes_over_when_the_fetcher_gets(Signal::STOP).await;
+}
+
+async fn another_takes_over_when_the_fetcher_gets(signal: Signal) {
     let image = Image::new(620, &[20 << 20]);
     let upstream = Upstream::with(REPO, "1", &image).await;
     let layer = format!("/blobs/{}", Digest::sha256(&image.blobs[1]));
@@ -103,24 +113,25 @@ async fn another_takes_over_from_the_byte_that_the_dead_fetcher_reached() {
             fill.from.as_deref() == Some("upstream=registry.example") && fill.received_bytes > 5 << 20
         })
     };
-    let mut dead = None;
-    let kill = async {
-        until("one of them fetches", || {
-            dead = daemons.iter().position(fetches);
-            dead.is_some()
+    let pulls: Vec<_> = daemons
+        .iter()
+        .map(|daemon| {
+            let url = daemon.url(&format!("{PREFIXED}{layer}"));
+            let asked = daemon.client.get(url);
+            tokio::spawn(async move { asked.send().await?.bytes().await })
         })
-        .await;
-        let pid = rustix::process::Pid::from_raw(daemons[dead.unwrap()].pid().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    };
-    let url = |daemon: &Daemon| daemon.url(&format!("{PREFIXED}/blobs/{}", Digest::sha256(&image.blobs[1])));
-    let pulls = join_all(daemons.iter().map(|daemon| async {
-        let answer = daemon.client.get(url(daemon)).send().await.ok()?;
-        answer.bytes().await.ok()
-    }));
-    let (pulled, ()) = tokio::join!(pulls, kill);
-    for (n, pulled) in pulled.iter().enumerate().filter(|(n, _)| Some(*n) != dead) {
-        assert!(pulled.as_ref().is_some_and(|bytes| *bytes == image.blobs[1]), "{}", daemons[n].log());
+        .collect();
+    let mut dead = None;
+    until("one of them fetches", || {
+        dead = daemons.iter().position(fetches);
+        dead.is_some()
+    })
+    .await;
+    let pid = rustix::process::Pid::from_raw(daemons[dead.unwrap()].pid().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+
+    for (n, pull) in pulls.into_iter().enumerate().filter(|(n, _)| Some(*n) != dead) {
+        assert!(pull.await.unwrap().unwrap() == image.blobs[1], "{}", daemons[n].log());
     }
     let ranges: Vec<Option<String>> = upstream
         .seen()
@@ -131,6 +142,24 @@ async fn another_takes_over_from_the_byte_that_the_dead_fetcher_reached() {
     assert_eq!(ranges.len(), 2, "{ranges:?}");
     assert_eq!(ranges[0], None);
     assert!(ranges[1].is_some() && ranges[1].as_deref() != Some("bytes=0-"), "{ranges:?}");
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_its_time_is_asked_by_one_all_the_same() {
+    /// Longer than a peer may take to say that it is looking for the blob.
+    const SLOW_BY: Duration = Duration::from_secs(3);
+    let image = Image::new(625, &[3 << 20]);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let layer = format!("/blobs/{}", Digest::sha256(&image.blobs[1]));
+    upstream.fails(Rule::on(&layer, Fault::HoldHeader));
+    let daemons = cluster(&upstream, &[""; 4]).await;
+    let release = async {
+        until("the layer is asked for", || upstream.count("GET", &layer) > 0).await;
+        tokio::time::sleep(SLOW_BY).await;
+        upstream.release();
+    };
+    tokio::join!(all_pull(&daemons, "1", &image), release);
+    assert_eq!(fetched(&upstream, &image), [1, 1]);
 }
 
 #[tokio::test]

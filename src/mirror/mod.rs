@@ -49,7 +49,7 @@ use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
 use leases::Leases;
-pub use mesh::{HOLDINGS_PATH, HOP, Hop, PATH, REFER};
+pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER};
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;

@@ -13,13 +13,19 @@ use serde::Deserialize;
 use super::super::pull::{STALE, text};
 use super::super::{CONTENT_DIGEST, set};
 use crate::ipfs::Peer;
-use crate::mirror::{BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain};
+use crate::mirror::{
+    ALIVE_PATH, BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain,
+};
 use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Reference, RepoName, Route};
 
 /// What peers ask besides the gateway.
 pub fn router(mirror: Mirror) -> Router {
-    Router::new().route(HOLDINGS_PATH, get(holdings)).route("/v2/{*rest}", get(answer)).with_state(mirror)
+    Router::new()
+        .route(HOLDINGS_PATH, get(holdings))
+        .route(ALIVE_PATH, get(async || StatusCode::NO_CONTENT))
+        .route("/v2/{*rest}", get(answer))
+        .with_state(mirror)
 }
 
 #[derive(Deserialize)]

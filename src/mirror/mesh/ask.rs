@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use hyper::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE, WARNING};
 use hyper::{Request, Response, StatusCode};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Mesh;
 use super::fanout::referred;
@@ -23,13 +23,21 @@ pub const HOP: HeaderName = HeaderName::from_static("shoal-hop");
 pub const PATH: HeaderName = HeaderName::from_static("shoal-path");
 /// Peers to ask instead.
 pub const REFER: HeaderName = HeaderName::from_static("shoal-refer");
+/// The path that a daemon of the mesh answers at once.
+pub const ALIVE_PATH: &str = "/mesh/alive";
 
 /// How long a peer that holds a thing may take to say so …
-const HELD_TIMEOUT: Duration = Duration::from_millis(500);
-/// … and one that has to go upstream first.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a body may bring nothing before another source takes over.
+const HELD_TIMEOUT: Duration = Duration::from_secs(1);
+/// … and one that may go upstream first, which says after a while that it is still looking.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a body may bring nothing before its peer is asked whether it is there at all; how long it may take to say so;
+/// and how long a body may bring nothing in all before another source takes over. A peer that is there sees itself to a
+/// source that stalls.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+const SILENT_MAX: Duration = Duration::from_secs(12);
+/// How often it is noted that a peer sends something.
+const NOTED_EVERY: Duration = Duration::from_millis(100);
 /// How long a manifest may take in all.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Peers that one may refer to, or that a path may have.
@@ -200,9 +208,16 @@ impl Mesh {
             Hop::Held => HELD_TIMEOUT,
             Hop::Fetch => FETCH_TIMEOUT,
         };
-        let answer = match timeout(waits, self.0.ipfs.request(peer, request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(IpfsError::Timeout(format!("peer {peer}"), waits.as_secs())),
+        let begun = Instant::now();
+        let mut answer = self.0.ipfs.request(peer, request);
+        let answer = loop {
+            if let Ok(answer) = timeout(waits, answer.as_mut()).await {
+                break answer;
+            }
+            let silent = begun.elapsed();
+            if silent >= SILENT_MAX || !self.is_heard(peer) {
+                break Err(IpfsError::Timeout(format!("peer {peer}"), silent.as_secs()));
+            }
         };
         answer.map_err(|error| {
             self.leave_alone(peer);
@@ -213,13 +228,16 @@ impl Mesh {
     /// A body as it comes; counted as under way until it is dropped.
     fn body(&self, peer: &Peer, body: PeerBody) -> BoxStream<'static, Result<Bytes, MirrorError>> {
         let asked = Asked::new(self, peer);
-        stream::try_unfold((body, asked), |(mut body, asked)| async move {
-            let next = match timeout(STALL_TIMEOUT, body.next()).await {
-                Ok(next) => next.transpose(),
-                Err(_) => Err(IpfsError::Timeout(format!("peer {}", asked.peer), STALL_TIMEOUT.as_secs())),
-            };
-            match next {
-                Ok(chunk) => Ok(chunk.map(|chunk| (chunk, (body, asked)))),
+        stream::try_unfold((body, asked), |(mut body, mut asked)| async move {
+            match asked.next(&mut body).await {
+                Ok(Some(chunk)) => {
+                    asked.note();
+                    Ok(Some((chunk, (body, asked))))
+                }
+                Ok(None) => {
+                    asked.mesh.delivered(&asked.peer);
+                    Ok(None)
+                }
                 Err(error) => {
                     asked.mesh.leave_alone(&asked.peer);
                     Err(MirrorError::Peer(error))
@@ -228,12 +246,22 @@ impl Mesh {
         })
         .boxed()
     }
+
+    /// Whether a peer sends or answers at all.
+    async fn is_alive(&self, peer: &Peer) -> bool {
+        if self.is_heard(peer) {
+            return true;
+        }
+        let Ok(request) = Request::get(ALIVE_PATH).body(Bytes::new()) else { return false };
+        matches!(timeout(ALIVE_TIMEOUT, self.0.ipfs.request(peer, request)).await, Ok(Ok(_)))
+    }
 }
 
 /// A request that is under way.
 struct Asked {
     mesh: Mesh,
     peer: Peer,
+    noted_at: Option<Instant>,
 }
 
 impl Asked {
@@ -241,7 +269,29 @@ impl Asked {
         if let Some(known) = mesh.peers().get_mut(peer) {
             known.asked += 1;
         }
-        Self { mesh: mesh.clone(), peer: peer.clone() }
+        Self { mesh: mesh.clone(), peer: peer.clone(), noted_at: None }
+    }
+
+    /// Notes that something came; not each chunk of many.
+    fn note(&mut self) {
+        if self.noted_at.is_none_or(|at| at.elapsed() > NOTED_EVERY) {
+            self.noted_at = Some(Instant::now());
+            self.mesh.heard(&self.peer);
+        }
+    }
+
+    /// What the body brings next. A peer that is there may be waiting for its own source.
+    async fn next(&self, body: &mut PeerBody) -> Result<Option<Bytes>, IpfsError> {
+        let begun = Instant::now();
+        loop {
+            if let Ok(next) = timeout(STALL_TIMEOUT, body.next()).await {
+                return next.transpose();
+            }
+            let silent = begun.elapsed();
+            if silent >= SILENT_MAX || !self.mesh.is_alive(&self.peer).await {
+                return Err(IpfsError::Timeout(format!("peer {}", self.peer), silent.as_secs()));
+            }
+        }
     }
 }
 

@@ -22,8 +22,8 @@ use moka::sync::Cache;
 
 use crate::ipfs::{Ipfs, Peer};
 use crate::tasks::Tasks;
+pub use ask::{ALIVE_PATH, HOP, Hop, PATH, REFER};
 pub(super) use ask::{Answer, ManifestAnswer, PeerManifest};
-pub use ask::{HOP, Hop, PATH, REFER};
 pub(super) use fanout::Followers;
 pub(super) use holdings::{Held, Key};
 use holdings::{Ours, Theirs};
@@ -31,10 +31,14 @@ use latency::Latencies;
 pub use listen::HOLDINGS_PATH;
 use rendezvous::{succession, weight};
 
-/// How long a peer that failed is left alone.
-const PENALTY: Duration = Duration::from_secs(10);
+/// How long a peer that failed is left alone: twice as long with each failure, and anew after a while without any.
+const PENALTY: Duration = Duration::from_millis(500);
+const PENALTY_MAX: Duration = Duration::from_secs(10);
+const FORGIVEN_AFTER: Duration = Duration::from_secs(30);
 /// The same for one that sent wrong bytes.
 const BAN: Duration = Duration::from_secs(3600);
+/// A peer that sent something so lately is there: what else it is asked waits its turn on the same connection.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 /// How long ago a peer must have answered to be reckoned with: its answers take up to [`TELL_WAIT`].
 const ANSWERED_WITHIN: Duration = Duration::from_secs(40);
 /// How long a peer that asks what we hold waits for news.
@@ -66,6 +70,10 @@ struct Known {
     theirs: Theirs,
     answered_at: Option<Instant>,
     left_alone_until: Option<Instant>,
+    /// When bytes of a body came from it.
+    heard_at: Option<Instant>,
+    failures: u32,
+    failed_at: Option<Instant>,
     /// How long it took to begin to answer.
     latencies: Latencies,
     /// Requests to it that are under way.
@@ -76,6 +84,23 @@ impl Known {
     fn is_healthy(&self, now: Instant) -> bool {
         let rests = self.left_alone_until.is_some_and(|until| now < until);
         !rests && self.answered_at.is_some_and(|at| now.duration_since(at) < ANSWERED_WITHIN)
+    }
+
+    /// Whether it sends something at this moment.
+    fn is_heard(&self, now: Instant) -> bool {
+        self.heard_at.is_some_and(|at| now.duration_since(at) < HEARD_WITHIN)
+    }
+
+    /// Notes a failure; how long to leave it alone.
+    fn failed(&mut self, now: Instant) -> Duration {
+        // Requests that were under way together fail together: that is one failure.
+        let rests = self.left_alone_until.is_some_and(|until| now < until);
+        match self.failed_at {
+            Some(at) if now.duration_since(at) < FORGIVEN_AFTER => self.failures += u32::from(!rests),
+            _ => self.failures = 1,
+        }
+        self.failed_at = Some(now);
+        (PENALTY * 2_u32.saturating_pow(self.failures.saturating_sub(1))).min(PENALTY_MAX)
     }
 }
 
@@ -186,6 +211,16 @@ impl Mesh {
         weight(&self.0.us, key) > weight(peer, key)
     }
 
+    /// Whether a peer is meant for a thing more than we are: it goes upstream before us.
+    pub(super) fn is_meant_more(&self, peer: &Peer, key: Key) -> bool {
+        weight(peer, key) > weight(&self.0.us, key)
+    }
+
+    /// Whether a peer said that it holds a thing whole.
+    pub(super) fn holds_whole(&self, peer: &Peer, key: Key) -> bool {
+        self.peers().get(peer).is_some_and(|known| known.theirs.held(key) == Some(Held::Whole))
+    }
+
     /// Whether a peer is one of us that can be asked.
     fn may_be_asked(&self, peer: &Peer) -> bool {
         let now = Instant::now();
@@ -198,7 +233,32 @@ impl Mesh {
 
     /// A peer failed: it is not asked for a while.
     pub(super) fn leave_alone(&self, peer: &Peer) {
-        self.rest(peer, PENALTY);
+        let now = Instant::now();
+        let Some(rest) = self.peers().get_mut(peer).map(|known| known.failed(now)) else { return };
+        self.rest(peer, rest);
+    }
+
+    /// A peer may have sent wrong bytes.
+    pub(super) fn suspect(&self, peer: &Peer) {
+        self.rest(peer, PENALTY_MAX);
+    }
+
+    /// A peer sends something.
+    fn heard(&self, peer: &Peer) {
+        if let Some(known) = self.peers().get_mut(peer) {
+            known.heard_at = Some(Instant::now());
+        }
+    }
+
+    fn is_heard(&self, peer: &Peer) -> bool {
+        self.peers().get(peer).is_some_and(|known| known.is_heard(Instant::now()))
+    }
+
+    /// A peer delivered all it was asked for.
+    fn delivered(&self, peer: &Peer) {
+        if let Some(known) = self.peers().get_mut(peer) {
+            known.failures = 0;
+        }
     }
 
     /// A peer sent what is not what was asked for.

@@ -127,7 +127,8 @@ impl PullThrough {
     pub(super) fn supply(&self, place: &Place, digest: &Digest) -> Supply {
         let mesh = self.mesh(place).cloned();
         let (repository, joined) = (place.repository.clone(), place.joined.clone());
-        let mut supply = Supply::new(*digest, repository, joined, place.upstream.clone(), mesh);
+        let mut supply =
+            Supply::new(*digest, repository, joined, place.upstream.clone(), mesh, self.0.paces.clone());
         supply.size_bytes = self.0.sizes.get(digest);
         supply
     }

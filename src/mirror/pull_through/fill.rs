@@ -77,6 +77,14 @@ pub(super) struct Fill {
     metrics: Metrics,
 }
 
+/// What came of a try to receive the rest of a blob.
+enum Tried {
+    Whole,
+    Absent,
+    /// Another source does better.
+    Left,
+}
+
 /// What a running fill shows in `status`.
 #[derive(Clone, Debug)]
 pub struct FillStatus {
@@ -173,7 +181,7 @@ impl Fill {
             state: watch::Sender::new(state),
             window: Mutex::default(),
             begun_at: Instant::now(),
-            is_of_upstream_alone: supply.mesh.is_none(),
+            is_of_upstream_alone: supply.mesh.is_none() || supply.is_for_peer,
             released: AtomicBool::new(false),
             followers: Mutex::default(),
             metrics,
@@ -344,7 +352,9 @@ impl Fill {
                 return Err(MirrorError::Closed);
             };
             let error = match outcome {
-                Ok(found) => return Ok(found),
+                Ok(Tried::Whole) => return Ok(Some(())),
+                Ok(Tried::Absent) => return Ok(None),
+                Ok(Tried::Left) => continue,
                 Err(error) => error,
             };
             barren_tries = if writing.received_bytes > before { 0 } else { barren_tries + 1 };
@@ -373,12 +383,12 @@ impl Fill {
         supply: &mut Supply,
         writing: &mut Writing,
         id: Uuid,
-    ) -> Result<Option<()>, MirrorError> {
+    ) -> Result<Tried, MirrorError> {
         let size_bytes = self.state.borrow().size_bytes;
         if size_bytes.is_some_and(|size_bytes| size_bytes > 0 && writing.received_bytes == size_bytes) {
-            return Ok(Some(()));
+            return Ok(Tried::Whole);
         }
-        let Some(opened) = supply.open(writing.received_bytes).await? else { return Ok(None) };
+        let Some(opened) = supply.open(writing.received_bytes).await? else { return Ok(Tried::Absent) };
         let Opened { size_bytes: stated, at, from, path, bytes } = opened;
         if let (Some(known), Some(stated)) = (size_bytes, stated)
             && known != stated
@@ -411,12 +421,16 @@ impl Fill {
             if writing.received_bytes - writing.noted_bytes >= CHECKPOINT_BYTES {
                 writing.note(self.cache.uploads.journals(), id).await?;
             }
+            let left_bytes = size_bytes.map_or(0, |known| known - received_bytes);
+            if supply.is_to_be_left(chunk.len() as u64, left_bytes) {
+                return Ok(Tried::Left);
+            }
         }
         match size_bytes {
             Some(known) if writing.received_bytes < known => {
                 Err(MirrorError::Short { digest: self.digest, known, received: writing.received_bytes })
             }
-            _ => Ok(Some(())),
+            _ => Ok(Tried::Whole),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -14,9 +15,12 @@ use super::fill::{Fill, Follower};
 use super::manifests::Scope;
 use super::reader::{self, For};
 use super::supply::Supply;
-use super::{HEADER_TIMEOUT, Place, PullThrough, late};
+use super::{Place, PullThrough};
 use crate::ipfs::Peer;
 use crate::oci::{Digest, Host, Reference, RepoName, Repository};
+
+/// How long a peer waits to hear more than that the blob is being looked for.
+const LOOKED_FOR: Duration = Duration::from_millis(350);
 
 /// What a peer is told that asks for a blob.
 pub enum BlobForPeer {
@@ -85,7 +89,7 @@ impl PullThrough {
             return Ok(BlobForPeer::Found(Box::new(shared)));
         }
         let mut supply = self.supply(&place, digest);
-        supply.mesh = None;
+        supply.is_for_peer = true;
         let fill = match self.0.fills.running(digest) {
             Some(fill) if self.may_follow(&fill, peer) => fill,
             Some(fill) if fill.state().from.is_none() && self.is_shared(&fill.repository.host) => {
@@ -99,7 +103,9 @@ impl PullThrough {
             Ok(follower) => Arc::new(follower),
             Err(followers) => return Ok(BlobForPeer::Refer(followers)),
         };
-        let size_bytes = timeout(HEADER_TIMEOUT, fill.size_bytes()).await.map_err(|_| late(&place))?;
+        let Ok(size_bytes) = timeout(LOOKED_FOR, fill.size_bytes()).await else {
+            return Ok(BlobForPeer::Refer(Vec::new()));
+        };
         let Some(size_bytes) = size_bytes.map_err(MirrorError::Fill)? else { return Ok(BlobForPeer::No) };
         let path = fill.state().path.to_vec();
         let content = Content::Filling(fill, Box::new(supply), follower);

@@ -13,6 +13,7 @@ mod for_peers;
 mod freshness;
 mod manifests;
 mod names;
+mod pace;
 mod prefetch;
 mod reader;
 mod state;
@@ -45,6 +46,7 @@ use freshness::Tags;
 pub(super) use manifests::Scope;
 use manifests::{Failure, Outcome};
 pub(super) use names::Place;
+use pace::Paces;
 
 /// How long upstream may take when there is something older to serve instead.
 const STALE_AFTER: Duration = Duration::from_millis(900);
@@ -89,6 +91,7 @@ struct Shared {
     images: Images,
     upstreams: Upstreams,
     fills: Fills,
+    paces: Paces,
     tags: Tags,
     look_ups: Flights<String, Outcome>,
     /// `None`: nothing is shared.
@@ -115,6 +118,7 @@ impl PullThrough {
             Images::open(&store, cache.clone(), fills.clone(), mesh.clone(), upstreams.clone()).await?;
         let shared = Arc::new(Shared {
             fills,
+            paces: Paces::default(),
             tags: Tags::new(store.notes().clone()),
             look_ups: Flights::new(tasks.clone()),
             mesh,

@@ -1,6 +1,7 @@
 //! Where the bytes of a fill come from: peers of the mesh that have them, or one of us that goes upstream.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -8,6 +9,7 @@ use futures::stream::BoxStream;
 
 use super::super::mesh::{Answer, Candidate, Hop, Key, Mesh};
 use super::super::{MirrorError, Origin, chain};
+use super::pace::{Pace, Paces};
 use crate::ipfs::Peer;
 use crate::oci::{Digest, RepoName, Repository};
 use crate::upstream::Upstream;
@@ -18,6 +20,11 @@ const CANDIDATES_MAX: usize = 24;
 const TOGETHER_BYTES_MIN: u64 = 4 << 20;
 /// Fills that had other bytes than the digest says, after which only upstream is asked.
 const FORGERIES_MAX: usize = 2;
+/// How long one that is meant for a blob may look for it before we go upstream too, and the pause before it is asked again.
+const LOOKED_FOR: Duration = Duration::from_secs(5);
+const LOOKING_PAUSE: Duration = Duration::from_millis(50);
+/// Peers that one fill leaves because others are faster.
+const SHUNNED_MAX: usize = 1;
 
 /// Whom to ask for one blob. Cheap to clone.
 #[derive(Clone)]
@@ -31,6 +38,13 @@ pub(super) struct Supply {
     pub(super) upstream: Upstream,
     /// `None`: peers are left out.
     pub(super) mesh: Option<Mesh>,
+    /// It is for a peer: no other is asked, unless it has the blob whole by now.
+    pub(super) is_for_peer: bool,
+    paces: Paces,
+    /// What is being read, and how fast it comes. `None`: from one that has it whole.
+    pace: Option<(Source, Pace)>,
+    /// Peers that were left because others are faster.
+    shunned: Vec<Peer>,
     /// The peers whose bytes are in the fill.
     served_by: HashSet<Peer>,
     /// Some of them had the bytes from others.
@@ -38,6 +52,21 @@ pub(super) struct Supply {
     forgeries: usize,
     /// Several peers were asked at once: if they break off, one after the other is.
     tried_together: bool,
+}
+
+/// One that has a blob from upstream as it goes.
+#[derive(Clone, Debug)]
+enum Source {
+    Peer(Peer),
+    Upstream,
+}
+
+/// What came of asking all once.
+enum Tried {
+    Opened(Opened),
+    /// One of us is about to have it.
+    Coming,
+    Absent,
 }
 
 /// Bytes on their way.
@@ -59,8 +88,13 @@ impl Supply {
         joined: RepoName,
         upstream: Upstream,
         mesh: Option<Mesh>,
+        paces: Paces,
     ) -> Self {
         Self {
+            is_for_peer: false,
+            paces,
+            pace: None,
+            shunned: Vec::new(),
             digest,
             repository,
             joined,
@@ -76,34 +110,52 @@ impl Supply {
 
     /// Opens the blob at `at`, or before it where a source knows no ranges. `None`: upstream says that there is none.
     pub(super) async fn open(&mut self, at: u64) -> Result<Option<Opened>, MirrorError> {
+        self.pace = None;
         if let Some(opened) = self.open_together(at).await {
             return Ok(Some(opened));
         }
-        let mut queue: VecDeque<Candidate> = match &self.mesh {
-            Some(mesh) => mesh.candidates(Key::of_digest(&self.digest)).into(),
+        let begun = Instant::now();
+        loop {
+            match self.ask_all(at, begun.elapsed() < LOOKED_FOR).await? {
+                Tried::Opened(opened) => return Ok(Some(opened)),
+                Tried::Coming => tokio::time::sleep(LOOKING_PAUSE).await,
+                Tried::Absent => return Ok(None),
+            }
+        }
+    }
+
+    /// Asks one after the other. `waits`: not upstream, if one that is meant for it more than we are is there already.
+    async fn ask_all(&mut self, at: u64, waits: bool) -> Result<Tried, MirrorError> {
+        let mut queue: VecDeque<Candidate> = match self.askable() {
+            Some(mesh) => mesh.candidates(self.key()).into(),
             None => [Candidate::Upstream].into(),
         };
-        let (mut asked, mut failure, mut others_ask) = (Vec::new(), None, false);
+        let (mut asked, mut failure, mut others_ask, mut is_coming) = (Vec::new(), None, false, false);
         while let Some(candidate) = queue.pop_front() {
             if asked.contains(&candidate) || asked.len() >= CANDIDATES_MAX {
                 continue;
             }
             asked.push(candidate.clone());
             match candidate {
+                Candidate::Upstream if is_coming && waits => return Ok(Tried::Coming),
                 Candidate::Upstream => match self.part(at, None).await {
-                    Ok(Some(opened)) => return Ok(Some(opened)),
+                    Ok(Some(opened)) => {
+                        self.pace = Some((Source::Upstream, Pace::new(Instant::now())));
+                        return Ok(Tried::Opened(opened));
+                    }
                     Ok(None) => (),
                     Err(error) => failure = Some(error),
                 },
+                Candidate::Peer(peer, _) if self.shunned.contains(&peer) => (),
                 Candidate::Peer(peer, hop) => match self.ask(&peer, hop, at).await {
                     Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
-                        self.served_by.insert(peer.clone());
-                        self.relayed |= path.len() > 1;
-                        let from = Origin::Peer(peer);
-                        return Ok(Some(Opened { size_bytes: Some(size_bytes), at, from, path, bytes }));
+                        let opened = self.opened_at_peer(peer, size_bytes, at, bytes, path);
+                        return Ok(Tried::Opened(opened));
                     }
                     Ok(Answer::Refer(peers)) => {
                         others_ask |= peers.is_empty();
+                        is_coming |=
+                            self.mesh.as_ref().is_some_and(|mesh| mesh.is_meant_more(&peer, self.key()));
                         let held = peers.into_iter().map(|peer| Candidate::Peer(peer, Hop::Held));
                         held.rev().for_each(|candidate| queue.push_front(candidate));
                     }
@@ -118,14 +170,63 @@ impl Supply {
             Some(source) if others_ask => {
                 Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
             }
-            failure => failure.map_or(Ok(None), Err),
+            failure => failure.map_or(Ok(Tried::Absent), Err),
         }
+    }
+
+    fn opened_at_peer(
+        &mut self,
+        peer: Peer,
+        size_bytes: u64,
+        at: u64,
+        bytes: BoxStream<'static, Result<Bytes, MirrorError>>,
+        path: Vec<Peer>,
+    ) -> Opened {
+        let is_whole = self.mesh.as_ref().is_some_and(|mesh| mesh.holds_whole(&peer, self.key()));
+        self.pace = (!is_whole).then(|| (Source::Peer(peer.clone()), Pace::new(Instant::now())));
+        self.served_by.insert(peer.clone());
+        self.relayed |= path.len() > 1;
+        Opened { size_bytes: Some(size_bytes), at, from: Origin::Peer(peer), path, bytes }
+    }
+
+    /// Whether what is being read is to be left for another source, which is opened next, now that so many bytes came and
+    /// `left_bytes` are missing: a peer has the blob whole by now, or another one brings it much faster.
+    pub(super) fn is_to_be_left(&mut self, came_bytes: u64, left_bytes: u64) -> bool {
+        let (Some(mesh), Some((source, pace))) = (&self.mesh, &mut self.pace) else { return false };
+        let paces = (&self.repository.host, &self.paces);
+        let Some(verdict) = pace.came(came_bytes, left_bytes, paces, Instant::now()) else { return false };
+        if !verdict.is_worth_it {
+            return false;
+        }
+        let holders = mesh.holders(Key::of_digest(&self.digest));
+        if holders.iter().any(|holder| !self.shunned.contains(holder)) {
+            tracing::debug!(digest = %self.digest, "a peer has the blob whole: it is read from there");
+            self.is_for_peer = false;
+            return true;
+        }
+        match source {
+            Source::Peer(peer) if verdict.is_slow && self.shunned.len() < SHUNNED_MAX => {
+                tracing::info!(digest = %self.digest, %peer, "peer is too slow; another takes over");
+                self.shunned.push(peer.clone());
+                true
+            }
+            Source::Peer(_) | Source::Upstream => false,
+        }
+    }
+
+    fn key(&self) -> Key {
+        Key::of_digest(&self.digest)
+    }
+
+    /// The mesh, if it is to be asked.
+    fn askable(&self) -> Option<&Mesh> {
+        self.mesh.as_ref().filter(|_| !self.is_for_peer)
     }
 
     /// Opens the blob at several peers that hold it, each of which brings pieces. Once in a fill, and not after a forgery:
     /// who sends wrong bytes shows when each is asked alone.
     async fn open_together(&mut self, at: u64) -> Option<Opened> {
-        let (mesh, size_bytes) = (self.mesh.as_ref()?, self.size_bytes?);
+        let (mesh, size_bytes) = (self.askable()?.clone(), self.size_bytes?);
         if self.tried_together || self.forgeries > 0 || size_bytes.saturating_sub(at) < TOGETHER_BYTES_MIN {
             return None;
         }
@@ -175,7 +276,7 @@ impl Supply {
         }
         // One that passed on what others sent knew no better.
         let alone = self.served_by.len() == 1 && !self.relayed;
-        self.served_by.iter().for_each(|peer| if alone { mesh.ban(peer) } else { mesh.leave_alone(peer) });
+        self.served_by.iter().for_each(|peer| if alone { mesh.ban(peer) } else { mesh.suspect(peer) });
         self.served_by.clear();
         self.relayed = false;
         self.forgeries += 1;
