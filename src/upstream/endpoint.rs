@@ -38,7 +38,7 @@ pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) repo: &'a RepoName,
     pub(super) below: String,
-    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) query: Vec<(String, String)>,
     pub(super) headers: HeaderMap,
 }
 

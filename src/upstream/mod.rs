@@ -8,6 +8,7 @@ mod client;
 mod credentials;
 mod endpoint;
 mod error;
+mod lists;
 mod registry;
 
 #[cfg(test)]

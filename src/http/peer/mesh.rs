@@ -3,14 +3,14 @@
 
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::http::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, WARNING};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Deserialize;
 
-use super::super::pull::{STALE, text};
+use super::super::pull::{say_age, text};
 use super::super::{CONTENT_DIGEST, set};
 use crate::ipfs::Peer;
 use crate::mirror::{BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain};
@@ -68,12 +68,7 @@ async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: 
     let headers = response.headers_mut();
     set(headers, CONTENT_DIGEST, served.manifest.digest.to_string());
     set(headers, CONTENT_TYPE, served.manifest.media_type);
-    if let Some(age) = served.age {
-        set(headers, AGE, age.since_confirmed.as_secs().to_string());
-        if age.stale {
-            headers.insert(WARNING, HeaderValue::from_static(STALE));
-        }
-    }
+    say_age(headers, served.age);
     response
 }
 

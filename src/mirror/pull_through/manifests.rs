@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::super::push::PutManifest;
 use super::super::{Age, Manifest, MirrorError, Origin, Served, chain};
+use super::flights::Flights;
 use super::freshness::{self, Confirmed, Verdict};
 use super::{HEADER_TIMEOUT, Place, PullThrough, STALE_AFTER, late};
 use crate::ipfs::Peer;
@@ -91,7 +92,7 @@ impl PullThrough {
         let config = place.upstream.config();
         let ttl = config.tag_ttl(&place.repository.name, tag);
         let confirmed = self.0.tags.get(&place.joined, tag).await?;
-        let verdict = freshness::judge(confirmed.as_ref(), now, ttl, config.stale_for);
+        let verdict = freshness::judge(confirmed.map(|confirmed| confirmed.at), now, ttl, config.stale_for);
         let at_hand = match (&confirmed, verdict) {
             (Some(confirmed), Verdict::Fresh | Verdict::AskOrServe) => {
                 let manifest = self.cached(place, &confirmed.digest).await?;
@@ -150,22 +151,24 @@ impl PullThrough {
         }
         let (this, asked, of) = (self.clone(), reference.clone(), place.clone());
         let work = Box::pin(async move { this.confirm(&of, &asked, scope).await });
-        self.once(format!("{}@{reference}/{scope:?}", place.joined), place, work).await
+        self.once(&self.0.look_ups, format!("{}@{reference}/{scope:?}", place.joined), place, work).await
     }
 
     /// Upstream is asked once for our own clients and for peers.
     async fn ask_upstream(&self, place: &Place, reference: &Reference) -> Outcome {
         let (this, asked, of) = (self.clone(), reference.clone(), place.clone());
         let work = Box::pin(async move { this.confirm_upstream(&of, &asked).await });
-        self.once(format!("{}@{reference}/upstream", place.joined), place, work).await
+        self.once(&self.0.look_ups, format!("{}@{reference}/upstream", place.joined), place, work).await
     }
 
-    async fn once(
+    /// The outcome of `work`, as one of `flights`, unless there was no good one a moment ago.
+    pub(super) async fn once<T: Clone + Send + Sync + 'static>(
         &self,
+        flights: &Flights<String, Result<Option<T>, Failure>>,
         key: String,
         place: &Place,
-        work: impl Future<Output = Result<Option<Confirmation>, MirrorError>> + Send + 'static,
-    ) -> Outcome {
+        work: impl Future<Output = Result<Option<T>, MirrorError>> + Send + 'static,
+    ) -> Result<Option<T>, Failure> {
         if let Some((until, failure)) = self.0.negative.get(&key)
             && Instant::now() < until
         {
@@ -183,7 +186,7 @@ impl PullThrough {
             this.0.negative.insert(key, (until, negative));
             outcome
         };
-        self.0.look_ups.join(flight, work).await
+        flights.join(flight, work).await
     }
 
     /// Asks whoever is meant to, one after the other; a stale answer is better than none.

@@ -11,6 +11,7 @@ mod finishing;
 mod flights;
 mod for_peers;
 mod freshness;
+mod lists;
 mod manifests;
 mod names;
 mod prefetch;
@@ -30,7 +31,7 @@ use super::{Inner, MirrorError};
 use crate::ipfs::{Ipfs, Peer};
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::store::{Store, StoreStats};
+use crate::store::{Notes, Store, StoreStats};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamStatus, Upstreams};
 
@@ -42,6 +43,7 @@ use fill::Fills;
 use flights::Flights;
 pub use for_peers::{BlobForPeer, ManifestForPeer, SharedBlob};
 use freshness::Tags;
+use lists::ListOutcome;
 pub(super) use manifests::Scope;
 use manifests::{Failure, Outcome};
 pub(super) use names::Place;
@@ -91,6 +93,8 @@ struct Shared {
     fills: Fills,
     tags: Tags,
     look_ups: Flights<String, Outcome>,
+    listings: Flights<String, ListOutcome>,
+    notes: Notes,
     /// `None`: nothing is shared.
     mesh: Option<Mesh>,
     negative: Memory<String, (Instant, Option<Failure>)>,
@@ -117,6 +121,8 @@ impl PullThrough {
             fills,
             tags: Tags::new(store.notes().clone()),
             look_ups: Flights::new(tasks.clone()),
+            listings: Flights::new(tasks.clone()),
+            notes: store.notes().clone(),
             mesh,
             negative: Memory::builder().max_capacity(NEGATIVE_MAX).time_to_live(NEGATIVE_FOR_MAX).build(),
             sizes: Memory::new(SIZES_MAX),
