@@ -143,6 +143,16 @@ impl MirrorError {
         }
     }
 
+    /// Whether a registry refused us, or would: others may have better credentials.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_refusal(),
+            Self::Fill(error) => error.is_refusal(),
+            Self::Awaited { source, .. } => source.is_refusal(),
+            _ => false,
+        }
+    }
+
     /// Whether it took so long that another try is not worth the wait.
     pub(super) fn is_timeout(&self) -> bool {
         matches!(self, Self::Upstream(error) if error.is_timeout())

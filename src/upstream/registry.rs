@@ -10,11 +10,12 @@ use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
     HeaderName, HeaderValue, RANGE, VIA,
 };
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
 use super::body::{BlobBody, streamed, whole};
+use super::client::Connector;
 use super::endpoint::{Ask, Endpoint};
 use super::{UpstreamError, UpstreamStatus};
 use crate::config::RegistryConfig;
@@ -68,8 +69,8 @@ pub struct Fetched {
 }
 
 impl Registry {
-    pub(super) fn new(host: Host, config: RegistryConfig, client: &Client) -> Self {
-        let endpoint = |url: &Url| Endpoint::new(&host, url.clone(), &config, client);
+    pub(super) fn new(host: Host, config: RegistryConfig, connector: &Connector) -> Self {
+        let endpoint = |url: &Url| Endpoint::new(&host, url.clone(), &config, connector);
         let endpoints = config.endpoints.iter().map(endpoint).collect();
         Self { host, config, endpoints }
     }

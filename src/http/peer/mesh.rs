@@ -58,7 +58,9 @@ async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: 
     let served = match mirror.manifest_for_peer(repo, reference, hop).await {
         Ok(ManifestForPeer::Found(served)) => served,
         Ok(ManifestForPeer::Absent) => return StatusCode::NOT_FOUND.into_response(),
-        Ok(ManifestForPeer::No) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Ok(ManifestForPeer::NotMirrored) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Ok(ManifestForPeer::No) => return StatusCode::NOT_ACCEPTABLE.into_response(),
+        Err(error) if error.is_refusal() => return StatusCode::FORBIDDEN.into_response(),
         Err(error) => {
             tracing::debug!(repo.name = %repo, %reference, error = %chain(&error), "a peer was not given a manifest");
             return StatusCode::BAD_GATEWAY.into_response();
@@ -72,7 +74,8 @@ async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: 
     response
 }
 
-/// Who cannot be served is told so by a status alone: 503 with others to ask, 404, or 502 if upstream did not deliver.
+/// Who cannot be served is told so by a status alone: 503 with others to ask, 421 if the registry is not mirrored here, 403
+/// if it refuses us, 404, or 502 if it did not deliver.
 async fn blob(
     mirror: &Mirror,
     peer: &Peer,
@@ -88,7 +91,10 @@ async fn blob(
             set(response.headers_mut(), REFER, joined(&peers));
             return response;
         }
+        Ok(BlobForPeer::NotMirrored) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Ok(BlobForPeer::Refused) => return StatusCode::FORBIDDEN.into_response(),
         Ok(BlobForPeer::No) => return StatusCode::NOT_FOUND.into_response(),
+        Err(error) if error.is_refusal() => return StatusCode::FORBIDDEN.into_response(),
         Err(error) => {
             tracing::debug!(%digest, error = %chain(&error), "a peer was not given a blob");
             return StatusCode::BAD_GATEWAY.into_response();

@@ -11,7 +11,7 @@ use super::flights::Flights;
 use super::freshness::{self, Confirmed, Verdict};
 use super::{HEADER_TIMEOUT, Place, PullThrough, STALE_AFTER, late};
 use crate::ipfs::Peer;
-use crate::mirror::mesh::{Candidate, Held, Hop, Key, ManifestAnswer, Mesh};
+use crate::mirror::mesh::{Candidate, Held, Hop, Key, ManifestAnswer, Mesh, Unable};
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, Reference, Tag};
 use crate::upstream::Fetched;
@@ -200,15 +200,16 @@ impl PullThrough {
         let Some(mesh) = mesh else {
             return self.ask_upstream(place, reference).await.map_err(MirrorError::Fill);
         };
+        let registry = &place.repository.host;
         let key = match reference {
             Reference::Digest(digest) => Key::of_digest(digest),
             Reference::Tag(tag) => Key::of_tag(&place.joined, tag),
         };
         let candidates = match reference {
-            Reference::Digest(_) => mesh.candidates(key),
-            Reference::Tag(_) => mesh.fetchers_of(key),
+            Reference::Digest(_) => mesh.candidates(key, registry),
+            Reference::Tag(_) => mesh.fetchers_of(key, registry),
         };
-        let (mut failure, mut stale) = (None, None);
+        let (mut failure, mut stale, mut refused) = (None, None, Vec::new());
         // One that lacks credentials may be told that there is nothing: then we go and see, and ask no more peers to.
         let mut may_be_absent = false;
         for candidate in candidates {
@@ -223,13 +224,27 @@ impl PullThrough {
                         may_be_absent = true;
                         continue;
                     }
+                    Ok(Some(ManifestAnswer::Unable(Unable::Refused))) => {
+                        refused.push(peer);
+                        continue;
+                    }
+                    Ok(Some(ManifestAnswer::Unable(Unable::NotMirrored))) => {
+                        mesh.are_unable(&[peer], registry);
+                        continue;
+                    }
                     Ok(Some(ManifestAnswer::No) | None) => continue,
                     Err(error) => Err(error),
                 },
             };
             match outcome {
                 Ok(Some(found)) if found.stale => stale = Some(found),
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    // They were refused what others were given.
+                    if found.is_some() {
+                        mesh.are_unable(&refused, registry);
+                    }
+                    return Ok(found);
+                }
                 Err(error) => failure = Some(error),
             }
         }

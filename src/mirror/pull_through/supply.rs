@@ -1,12 +1,14 @@
 //! Where the bytes of a fill come from: peers of the mesh that have them, or one of us that goes upstream.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use super::super::mesh::{Answer, Candidate, Hop, Key, Mesh};
+use super::super::mesh::{Answer, Candidate, Hop, Key, Mesh, Unable};
 use super::super::{MirrorError, Origin, chain};
 use crate::ipfs::Peer;
 use crate::oci::{Digest, RepoName, Repository};
@@ -31,6 +33,8 @@ pub(super) struct Supply {
     pub(super) upstream: Upstream,
     /// `None`: peers are left out.
     pub(super) mesh: Option<Mesh>,
+    /// The registry refused us.
+    pub(super) refused: Arc<AtomicBool>,
     /// The peers whose bytes are in the fill.
     served_by: HashSet<Peer>,
     /// Some of them had the bytes from others.
@@ -67,6 +71,7 @@ impl Supply {
             size_bytes: None,
             upstream,
             mesh,
+            refused: Arc::default(),
             served_by: HashSet::new(),
             relayed: false,
             forgeries: 0,
@@ -80,10 +85,10 @@ impl Supply {
             return Ok(Some(opened));
         }
         let mut queue: VecDeque<Candidate> = match &self.mesh {
-            Some(mesh) => mesh.candidates(Key::of_digest(&self.digest)).into(),
+            Some(mesh) => mesh.candidates(Key::of_digest(&self.digest), &self.repository.host).into(),
             None => [Candidate::Upstream].into(),
         };
-        let (mut asked, mut failure, mut others_ask) = (Vec::new(), None, false);
+        let (mut asked, mut failure, mut others_ask, mut refused) = (Vec::new(), None, false, Vec::new());
         while let Some(candidate) = queue.pop_front() {
             if asked.contains(&candidate) || asked.len() >= CANDIDATES_MAX {
                 continue;
@@ -91,12 +96,19 @@ impl Supply {
             asked.push(candidate.clone());
             match candidate {
                 Candidate::Upstream => match self.part(at, None).await {
-                    Ok(Some(opened)) => return Ok(Some(opened)),
+                    Ok(Some(opened)) => {
+                        self.are_unable(&refused);
+                        return Ok(Some(opened));
+                    }
                     Ok(None) => (),
-                    Err(error) => failure = Some(error),
+                    Err(error) => {
+                        self.refused.fetch_or(error.is_refusal(), Ordering::AcqRel);
+                        failure = Some(error);
+                    }
                 },
                 Candidate::Peer(peer, hop) => match self.ask(&peer, hop, at).await {
                     Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
+                        self.are_unable(&refused);
                         self.served_by.insert(peer.clone());
                         self.relayed |= path.len() > 1;
                         let from = Origin::Peer(peer);
@@ -107,6 +119,8 @@ impl Supply {
                         let held = peers.into_iter().map(|peer| Candidate::Peer(peer, Hop::Held));
                         held.rev().for_each(|candidate| queue.push_front(candidate));
                     }
+                    Ok(Answer::Unable(Unable::NotMirrored)) => self.are_unable(&[peer]),
+                    Ok(Answer::Unable(Unable::Refused)) => refused.push(peer),
                     Ok(Answer::No) => (),
                     Err(error) => {
                         tracing::debug!(%peer, digest = %self.digest, error = %chain(&error), "peer left out");
@@ -119,6 +133,13 @@ impl Supply {
                 Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
             }
             failure => failure.map_or(Ok(None), Err),
+        }
+    }
+
+    /// Peers were refused what others were given, or do not mirror the registry at all.
+    fn are_unable(&self, peers: &[Peer]) {
+        if let Some(mesh) = &self.mesh {
+            mesh.are_unable(peers, &self.repository.host);
         }
     }
 

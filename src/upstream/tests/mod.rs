@@ -4,6 +4,7 @@ mod auth;
 mod fake;
 mod faults;
 mod hostile;
+mod public;
 
 use std::collections::BTreeMap;
 
