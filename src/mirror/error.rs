@@ -70,6 +70,8 @@ pub enum MirrorError {
     TooManyFills(usize),
     #[error("{0} images are pinned: unpin some first")]
     TooManyPins(usize),
+    #[error("{image} is kept by a pin: run `shoal unpin {pin}` first, or evict it with --force")]
+    Pinned { image: String, pin: String },
     #[error("space was not freed: {0}")]
     NotFreed(String),
     /// The registry did not deliver.

@@ -54,7 +54,8 @@ use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;
 pub use pull_through::{
-    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, PullThroughConfig, PullThroughStatus, SharedBlob,
+    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, Pins, PullThroughConfig, PullThroughStatus,
+    SharedBlob,
 };
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;

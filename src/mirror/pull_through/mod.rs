@@ -36,8 +36,8 @@ use crate::tasks::Tasks;
 use crate::upstream::{UpstreamStatus, Upstreams};
 
 pub(super) use blobs::Found;
-pub use cache::CachedImage;
 use cache::Images;
+pub use cache::{CachedImage, Pins};
 pub use fill::FillStatus;
 use fill::Fills;
 use flights::Flights;
