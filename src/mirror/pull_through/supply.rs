@@ -107,6 +107,12 @@ impl Supply {
                     }
                 },
                 Candidate::Peer(peer, hop) => match self.ask(&peer, hop, at).await {
+                    Ok(Answer::Bytes { size_bytes, .. })
+                        if self.size_bytes.is_some_and(|known| known != size_bytes) =>
+                    {
+                        tracing::debug!(%peer, digest = %self.digest, size_bytes, "peer has another size of the blob: left alone");
+                        self.leave_alone(&peer);
+                    }
                     Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
                         self.are_unable(&refused);
                         self.served_by.insert(peer.clone());
@@ -133,6 +139,12 @@ impl Supply {
                 Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
             }
             failure => failure.map_or(Ok(None), Err),
+        }
+    }
+
+    fn leave_alone(&self, peer: &Peer) {
+        if let Some(mesh) = &self.mesh {
+            mesh.leave_alone(peer);
         }
     }
 
