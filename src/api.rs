@@ -143,7 +143,8 @@ pub struct CachedImage {
     pub pinned: bool,
 }
 
-/// `POST /v0/cache/prefetch?image=…&platform=…`, which returns when all has come, and `…/pin`, `…/unpin`, `…/evict`.
+/// `POST /v0/cache/prefetch?image=…&platform=…`, which returns when all has come, and `…/pin`, `…/unpin`,
+/// `…/evict`, which with `&force=true` takes what is pinned too.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Changed {
     /// `false`: it was so already, or there is no such image.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::auth::{Auth, AuthError};
-use crate::config::{Config, Net};
+use crate::config::{Config, Net, SELF_SIGNED_FOLDER};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::listen::{self, ListenError};
@@ -169,7 +169,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let (identity, fresh) = keystore.get_or_generate(SELF)?;
     let tls = match &config.http.tls {
         Some(tls) => {
-            let folder = config.store.root_directory.join("tls");
+            let folder = config.store.root_directory.join(SELF_SIGNED_FOLDER);
             let tls = Tls::start(tasks, tls.clone(), config.http.http2, folder, &limits).await;
             Some(tls.map_err(DaemonError::Tls)?)
         }

@@ -320,3 +320,23 @@ async fn status_shows_what_is_on_its_way() {
         format!("fill       {REGISTRY}/team/app {short}, 512.00 KiB of 1.00 MiB from upstream={REGISTRY}");
     assert!(told.lines().any(|told| told == line), "{told}");
 }
+
+#[tokio::test]
+async fn what_is_pinned_is_evicted_by_force_alone() {
+    let (pair, image) = (Pair::start(), Image::small(13));
+    pair.upstream.push("team/app", "1", &image).await;
+    pair.ran(&format!("prefetch {APP}"));
+    pair.ran(&format!("pin {APP}"));
+    pair.run(&format!("evict {APP}")).failed_with(&format!("run `shoal unpin {APP}` first"));
+    // By another name it is the same image.
+    let digest = Digest::sha256(&image.manifest);
+    let by_digest = format!("{}@{digest}", APP.rsplit_once(':').unwrap().0);
+    pair.run(&format!("evict {by_digest}")).failed_with(&format!("run `shoal unpin {APP}` first"));
+    assert_eq!(pair.cached().len(), 1);
+    pair.ran(&format!("evict --force {APP}"));
+    assert_eq!(pair.cached().len(), 0);
+    pair.ran(&format!("prefetch {APP}"));
+    assert!(pair.cached()[0].pinned, "the pin has stayed");
+    pair.ran(&format!("unpin {APP}"));
+    pair.ran(&format!("evict {APP}"));
+}

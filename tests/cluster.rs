@@ -4,13 +4,22 @@
 
 mod common;
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::upstream::{Access, Fault, Rule, Upstream};
 use common::{Daemon, Image, PATIENCE, daemon};
-use futures::future::join_all;
+use futures::future::{join_all, select};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::pnet::{PnetConfig, PreSharedKey};
 use rustix::process::Signal;
 use shoal::oci::Digest;
+use shoal::tasks::Tasks;
+use tempfile::NamedTempFile;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::compat::TokioAsyncReadCompatExt;
+use tokio_util::sync::CancellationToken;
 
 const REPO: &str = "library/app";
 const PREFIXED: &str = "registry.example/library/app";
@@ -199,4 +208,190 @@ async fn a_registry_that_is_not_shared_is_asked_by_each() {
     let daemons = cluster(&upstream, &["share: no"; 3]).await;
     all_pull(&daemons, "1", &image).await;
     assert_eq!(fetched(&upstream, &image), [3, 3]);
+}
+
+#[tokio::test]
+async fn who_was_refused_what_another_got_is_not_asked_again_for_a_while() {
+    let upstream = Upstream::start().await;
+    upstream.admits(Access::Basic("user", "secret"));
+    let daemons = cluster(&upstream, &["prefetch: false, username: user, password: secret", "", ""]).await;
+    // Of each of many things those without credentials come first in the succession for some.
+    for n in 0..8_u64 {
+        let (tag, image) = (n.to_string(), Image::new(670 + n, &[2000, 3000]));
+        upstream.push(REPO, &tag, &image);
+        assert_eq!(daemons[0].pull(PREFIXED, &tag).await.unwrap(), image);
+    }
+    let seen = upstream.seen();
+    let refused = seen.iter().filter(|seen| seen.header("authorization").is_none()).count();
+    // Each of the two once, and ours before it knew what is asked of it.
+    assert!(refused <= 3, "{refused} requests without credentials: {seen:?}");
+    assert!(daemons[0].log().contains("peer cannot go to the registry"), "{}", daemons[0].log());
+}
+
+#[tokio::test]
+async fn a_refusal_of_all_reaches_the_client_at_once() {
+    let upstream = Upstream::start().await;
+    upstream.admits(Access::Basic("user", "secret"));
+    let daemons = cluster(&upstream, &["negativettl: 0s"; 3]).await;
+    let digest = Digest::sha256(b"for others");
+    for _ in 0..3 {
+        let begun = Instant::now();
+        // All at once, so that each finds the others looking for it.
+        let asked = daemons.iter().map(async |daemon| {
+            let answer = daemon.get(&format!("{PREFIXED}/blobs/{digest}")).await;
+            (answer.status(), answer.text().await.unwrap())
+        });
+        for (status, body) in join_all(asked).await {
+            assert_eq!(status, 404, "{body}");
+            assert!(body.contains("wants other credentials"), "{body}");
+        }
+        // Eight tries with a pause of a quarter of a second would take two.
+        assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    }
+}
+
+/// The only way between two groups, whose private networks have different keys: a proxy that speaks to each with its own.
+struct Bridge {
+    address: SocketAddr,
+    target: SocketAddr,
+    tasks: Tasks,
+    open: CancellationToken,
+}
+
+const HERE: [u8; 32] = [0xab; 32];
+const THERE: [u8; 32] = [0xcd; 32];
+
+impl Bridge {
+    /// To a daemon of the group THERE.
+    async fn to(daemon: &Daemon) -> Self {
+        let port = place(daemon).rsplit_once('/').unwrap().1.parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, target) = (listener.local_addr().unwrap(), SocketAddr::from(([127, 0, 0, 1], port)));
+        let mut bridge = Self { address, target, tasks: Tasks::new(), open: CancellationToken::new() };
+        bridge.carry(listener);
+        bridge
+    }
+
+    /// The address of the daemon behind it.
+    fn before(&self, daemon: &Daemon) -> String {
+        let peer = daemon.address.rsplit_once('/').unwrap().1;
+        format!("/ip4/127.0.0.1/tcp/{}/p2p/{peer}", self.address.port())
+    }
+
+    fn carry(&mut self, listener: TcpListener) {
+        self.open = CancellationToken::new();
+        let (open, tasks, target) = (self.open.clone(), self.tasks.clone(), self.target);
+        self.tasks.spawn_short("bridge", |_| async move {
+            while let Some(Ok((stream, _))) = open.run_until_cancelled(listener.accept()).await {
+                let open = open.clone();
+                tasks.spawn_short("carried", |_| async move {
+                    // Either side may leave at any time.
+                    let _ = open.run_until_cancelled(translate(stream, target)).await;
+                });
+            }
+        });
+    }
+
+    /// Ends all connections, and lets no new one through.
+    fn cut(&self) {
+        self.open.cancel();
+    }
+
+    async fn heal(&mut self) {
+        let begun = Instant::now();
+        let listener = loop {
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => break listener,
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        self.carry(listener);
+    }
+}
+
+async fn translate(stream: TcpStream, target: SocketAddr) -> Option<()> {
+    let other = TcpStream::connect(target).await.ok()?;
+    let here = PnetConfig::new(PreSharedKey::new(HERE)).handshake(stream.compat());
+    let there = PnetConfig::new(PreSharedKey::new(THERE)).handshake(other.compat());
+    let (here, there) = futures::try_join!(here, there).ok()?;
+    let ((from_here, to_here), (from_there, to_there)) = (here.split(), there.split());
+    select(Box::pin(carry(from_here, to_there)), Box::pin(carry(from_there, to_here))).await;
+    Some(())
+}
+
+async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer).await? {
+            0 => return to.close().await,
+            read => to.write_all(&buffer[..read]).await?,
+        }
+        to.flush().await?;
+    }
+}
+
+fn place(daemon: &Daemon) -> String {
+    daemon.address.split("/p2p/").next().unwrap().to_owned()
+}
+
+fn swarm_key(key: [u8; 32]) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    write!(file, "/key/swarm/psk/1.0.0/\n/base16/\n{hex}\n").unwrap();
+    file
+}
+
+#[tokio::test]
+async fn the_halves_of_a_mesh_go_on_without_each_other_and_find_each_other_again() {
+    let image = Image::new(690, &[2 << 20]);
+    let mut upstream = Upstream::with(REPO, "1", &image).await;
+    let (key_here, key_there) = (swarm_key(HERE), swarm_key(THERE));
+    let config = format!("{{registries: {{registry.example: {{upstream: \"{}\"}}}}}}", upstream.url());
+    let with = |key: &NamedTempFile| {
+        let key = key.path().to_str().unwrap();
+        daemon().read_only().mirror(&config).env("REGISTRY_P2P_SWARMKEY", key)
+    };
+    let first = with(&key_there).start();
+    let second = with(&key_there).knows(&first).start();
+    let mut bridges = [Bridge::to(&first).await, Bridge::to(&second).await];
+    let ways = [bridges[0].before(&first), bridges[1].before(&second)];
+    let across = |setup: common::Setup| ways.iter().fold(setup, |setup, way| setup.dials(way));
+    let third = across(with(&key_here)).start();
+    let fourth = across(with(&key_here)).knows(&third).start();
+    let daemons = [first, second, third, fourth];
+    let all_have = |peers: usize| daemons.iter().all(|daemon| daemon.status().node.mesh_peers == peers);
+    until("all are one mesh", || all_have(3)).await;
+    for daemon in &daemons {
+        let heard = || daemon.log().matches("peer said what it holds").count() >= 3;
+        until("all hear each other", heard).await;
+    }
+    all_pull(&daemons, "1", &image).await;
+    assert_eq!(fetched(&upstream, &image), [1, 1]);
+
+    bridges.iter().for_each(Bridge::cut);
+    until("the halves have lost each other", || all_have(1)).await;
+    let during = Image::new(691, &[2 << 20]);
+    upstream.push(REPO, "2", &during);
+    all_pull(&daemons, "2", &during).await;
+    assert_eq!(fetched(&upstream, &during), [2, 2], "once by each half");
+    let of_one_half = Image::new(692, &[2 << 20]);
+    upstream.push(REPO, "3", &of_one_half);
+    all_pull(&daemons[2..], "3", &of_one_half).await;
+    until("the fills have ended", || daemons.iter().all(|daemon| daemon.status().fills.is_empty())).await;
+
+    for bridge in &mut bridges {
+        bridge.heal().await;
+    }
+    until("all are one mesh again", || all_have(3)).await;
+    upstream.stop().await;
+    // What the other half holds is known: there is no other way to have it.
+    for daemon in &daemons[..2] {
+        let begun = Instant::now();
+        while daemon.pull(PREFIXED, "3").await.as_ref() != Ok(&of_one_half) {
+            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    assert_eq!(fetched(&upstream, &of_one_half), [1, 1]);
 }

@@ -5,18 +5,25 @@
 mod common;
 
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use axum::Router;
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, Bytes, BytesMut};
+use common::upstream::Upstream;
 use common::{Daemon, Image, PATIENCE, daemon};
 use futures::TryStreamExt;
 use hyper::{Request, StatusCode};
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
+use shoal::http::peer;
 use shoal::ipfs::{Ipfs, IpfsError, Peer};
 use shoal::ipld::{Block, Cid, car};
 use shoal::node::{self, NodeClient, NodeConfig};
+use shoal::oci::Digest;
 use shoal::store::{Store, StoreOptions};
 use shoal::tasks::Tasks;
 use tempfile::{NamedTempFile, TempDir};
@@ -184,5 +191,119 @@ async fn a_stranger_gets_public_blocks_by_cid_and_nothing_else() {
         (format!("/ipfs/{root}?format=tar"), StatusCode::NOT_ACCEPTABLE),
     ] {
         assert_eq!(stranger.get(&path).await.0, expected, "{path}");
+    }
+}
+
+/// A peer that is trusted, and lies: it says that it holds everything it was told to, and serves other bytes.
+struct Liar {
+    address: String,
+    /// The paths of blobs that it was asked for.
+    seen: Arc<Mutex<Vec<String>>>,
+    _tasks: Tasks,
+    _folder: TempDir,
+}
+
+impl Liar {
+    /// Each of `holds` is served with `longer` more bytes than it has.
+    async fn with(holds: &[&[u8]], longer: usize) -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+        let (tasks, key) = (Tasks::new(), Keypair::generate_ed25519());
+        // Somebody else may take the port in between: then the node does not start.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let listen: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
+        let address = format!("{listen}/p2p/{}", key.public().to_peer_id());
+        let config = NodeConfig {
+            listen: vec![listen],
+            announce: Vec::new(),
+            bootstrap: Vec::new(),
+            peers: Vec::new(),
+            followed: Vec::new(),
+            agent: "liar".to_owned(),
+            connections_max: 16,
+            swarm_key: None,
+            mdns: false,
+        };
+        let (_, streams) = node::start(&tasks, &store, key, config).await.unwrap();
+        let seen = Arc::<Mutex<Vec<String>>>::default();
+        let sizes =
+            holds.iter().map(|held| (Digest::sha256(held).to_string(), held.len() + longer)).collect();
+        let (holdings, log) = (holdings(holds), seen.clone());
+        let answers =
+            Router::new().fallback(async move |asked: Uri| lie(asked, &sizes, &holdings, &log).await);
+        peer::serve(&tasks, streams, answers.clone(), answers);
+        Self { address, seen, _tasks: tasks, _folder: folder }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+/// What a daemon says that holds all of these whole.
+fn holdings(holds: &[&[u8]]) -> Bytes {
+    let mut message = BytesMut::new();
+    message.put_slice(&[1, 0]);
+    message.put_u64(7);
+    message.put_u64(1);
+    message.put_u32(u32::try_from(holds.len()).unwrap());
+    let mut entries: Vec<u64> = holds
+        .iter()
+        .map(|held| {
+            let hash: [u8; 8] = Digest::sha256(held).as_bytes()[..8].try_into().unwrap();
+            (u64::from_be_bytes(hash) & !0b11) | 0b10
+        })
+        .collect();
+    entries.sort_unstable();
+    entries.into_iter().for_each(|entry| message.put_u64(entry));
+    message.freeze()
+}
+
+async fn lie(
+    asked: Uri,
+    sizes: &std::collections::HashMap<String, usize>,
+    holdings: &Bytes,
+    seen: &Mutex<Vec<String>>,
+) -> Response {
+    let path = asked.path();
+    if path == "/mesh/holdings" {
+        // The first question is answered at once, later ones when there might be news.
+        if asked.query().is_some_and(|query| query.contains("epoch=7")) {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        return holdings.clone().into_response();
+    }
+    let Some(size) = path.rsplit_once('/').and_then(|(_, last)| sizes.get(last)) else {
+        return StatusCode::MISDIRECTED_REQUEST.into_response();
+    };
+    seen.lock().unwrap().push(path.to_owned());
+    vec![b'x'; *size].into_response()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_sends_other_bytes_is_found_out_and_not_asked_again() {
+    const REPO: &str = "library/app";
+    for longer in [0, 5] {
+        let (first, second) = (Image::new(700, &[300_000]), Image::new(701, &[400_000]));
+        let upstream = Upstream::with(REPO, "1", &first).await;
+        upstream.push(REPO, "2", &second);
+        let holds: Vec<&[u8]> = first.blobs.iter().chain(&second.blobs).map(Vec::as_slice).collect();
+        let liar = Liar::with(&holds, longer).await;
+        let config = format!(
+            "{{registries: {{registry.example: {{upstream: \"{}\", prefetch: false}}}}}}",
+            upstream.url()
+        );
+        let daemon = daemon().mirror(&config).peers([liar.address.as_str()]).start();
+        daemon.logs("peer said what it holds").await;
+        for (tag, image) in [("1", &first), ("2", &second)] {
+            let pulled = daemon.pull("registry.example/library/app", tag).await;
+            assert_eq!(pulled.as_ref(), Ok(image), "{}", daemon.log());
+        }
+        assert_eq!(liar.asked().len(), 1, "{:?}\n{}", liar.asked(), daemon.log());
+        if longer == 0 {
+            daemon.logs("peer sent wrong bytes").await;
+        }
+        let upstream_gave = upstream.count("GET", "/blobs/");
+        assert_eq!(upstream_gave, 4, "all blobs came from elsewhere");
     }
 }

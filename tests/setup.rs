@@ -403,6 +403,100 @@ async fn the_mirror_is_where_the_running_daemon_is_or_will_be() {
 }
 
 #[test]
+fn with_any_registry_mirrored_containerd_has_one_file_for_all() {
+    let config = "version: 0.1\nmirror: {registries: {\"*\": {}}}\n";
+    let machine = Machine::new().file(CONTAINERD, CONFIG_PATH).file("/etc/shoal.yaml", config);
+    let before = machine.tree();
+    let with = format!("--config {}", machine.path("/etc/shoal.yaml").display());
+    let ended = machine.setup(&format!("containerd {with}"));
+    let all = "/etc/containerd/certs.d/_default/hosts.toml";
+    let lines: Vec<String> = machine.read(all).lines().skip(1).map(str::to_owned).collect();
+    assert_eq!(lines, ["", &format!("[host.\"{MIRROR}\"]"), "capabilities = [\"pull\", \"resolve\"]"]);
+    assert!(!machine.path(HUB).exists());
+    assert!(ended.out.contains("this is for all registries"), "{}", ended.out);
+    // One that is named has a file of its own, and undone alone it leaves the one for all.
+    machine.setup(&format!("containerd {with} --registry ghcr.io"));
+    machine.run("setup containerd --undo --yes --registry ghcr.io");
+    assert!(machine.path(all).exists() && !machine.path("/etc/containerd/certs.d/ghcr.io").exists());
+    machine.undo("containerd");
+    assert_eq!(machine.tree(), before);
+
+    for engine in ["podman", "docker"] {
+        let ended = machine.setup(&format!("{engine} {with}"));
+        let said = format!(
+            "{engine} has to be told each registry: this is for docker.io; name others with --registry"
+        );
+        assert!(ended.err.contains(&said), "{}", ended.err);
+        let named = machine.setup(&format!("{engine} {with} --registry docker.io"));
+        assert!(!named.err.contains("has to be told"), "{}", named.err);
+    }
+}
+
+#[test]
+fn a_folder_that_goes_before_the_one_for_all_is_named() {
+    let config = "version: 0.1\nmirror: {registries: {\"*\": {}}}\n";
+    let theirs = "/etc/containerd/certs.d/quay.io/hosts.toml";
+    let machine = Machine::new()
+        .file(CONTAINERD, CONFIG_PATH)
+        .file("/etc/shoal.yaml", config)
+        .file(theirs, "# theirs\n");
+    let ended = machine.setup(&format!("containerd --config {}", machine.path("/etc/shoal.yaml").display()));
+    assert!(ended.err.contains("warning: quay.io in "), "{}", ended.err);
+    assert_eq!(machine.read(theirs), "# theirs\n");
+}
+
+#[tokio::test]
+async fn engines_trust_the_certificate_that_the_daemon_made_for_itself() {
+    let daemon = daemon().http("tls: {selfsigned: true}").start();
+    let pem = fs::read_to_string(daemon.data().join("tls/certificate.pem")).unwrap();
+    let machine =
+        Machine::new().file(CONTAINERD, CONFIG_PATH).engine("dockerd", "Docker version 29.0.1, build x");
+    let before = machine.tree();
+    let host = daemon.socket();
+    for (engine, ca) in [
+        ("containerd", format!("/etc/containerd/certs.d/{host}/ca.crt")),
+        ("podman", format!("/etc/containers/certs.d/{host}/ca.crt")),
+        ("docker", format!("/etc/docker/certs.d/{host}/ca.crt")),
+    ] {
+        let words = format!("setup {engine} --yes --registry ghcr.io --config {}", daemon.config().display());
+        let ended = machine.run(&words);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(machine.read(&ca), pem, "{engine}");
+        let hosts = ca.replace(&format!("{host}/ca.crt"), "ghcr.io/hosts.toml");
+        if engine == "podman" {
+            let drop_in = machine.read("/etc/containers/registries.conf.d/90-shoal.conf");
+            assert!(!drop_in.contains("insecure"), "{drop_in}");
+        } else {
+            let hosts = machine.read(&hosts);
+            assert!(hosts.contains(&format!("[host.\"https://{host}\"]")), "{hosts}");
+            assert!(hosts.contains(&format!("ca = \"{ca}\"")), "{hosts}");
+        }
+        assert!(machine.run(&words).out.starts_with("nothing to change"));
+        machine.undo(engine);
+        assert_eq!(machine.tree(), before, "{engine}");
+    }
+}
+
+#[test]
+fn a_certificate_that_is_not_there_yet_is_asked_for() {
+    let machine = Machine::new();
+    let root = machine.path("/data");
+    let config = format!(
+        "version: 0.1\nhttp: {{tls: {{selfsigned: true}}}}\nstorage: {{ipfs: {{rootdirectory: {}}}}}\n",
+        root.display()
+    );
+    let machine = machine.file("/etc/shoal.yaml", &config);
+    let with = format!("--config {} --yes", machine.path("/etc/shoal.yaml").display());
+    let ended = machine.run(&format!("setup podman {with}"));
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.err.contains("start it, or name the file with --ca"), "{}", ended.err);
+    let machine = machine.file("/ca.pem", "-----BEGIN CERTIFICATE-----\n");
+    let ended = machine.run(&format!("setup podman {with} --ca {}", machine.path("/ca.pem").display()));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(machine.read("/etc/containers/certs.d/127.0.0.1:5000/ca.crt").starts_with("-----BEGIN"));
+}
+
+#[test]
 fn a_mirror_with_a_path_is_refused() {
     let ended = Machine::new().run("setup containerd --yes --mirror http://a:1/v2/");
     assert_eq!(ended.code, Some(2), "{ended:?}");

@@ -26,6 +26,15 @@ pub(super) struct ImageArguments {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct EvictArguments {
+    #[command(flatten)]
+    image: ImageArguments,
+    /// Also if a pin keeps it; the pin stays, for when the image comes again
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct PrefetchArguments {
     /// The images, each with its registry if that is another than the default one
     #[arg(value_name = "IMAGE", value_parser = ImageName::with_registry, required = true)]
@@ -72,10 +81,12 @@ pub(super) fn unpin(arguments: &ImageArguments) -> Result<(), CommandError> {
     Ok(())
 }
 
-pub(super) fn evict(arguments: &ImageArguments) -> Result<(), CommandError> {
-    match change(arguments, "evict")? {
-        true => print(&format!("{} has left the cache", arguments.image.shown())),
-        false => return Err(anyhow::anyhow!("{} is not in the cache", arguments.image.shown()).into()),
+pub(super) fn evict(arguments: &EvictArguments) -> Result<(), CommandError> {
+    let ImageArguments { image, which } = &arguments.image;
+    let target = format!("{}&force={}", target("evict", image), arguments.force);
+    match ask::<Changed>(which, &Method::POST, &target)?.changed {
+        true => print(&format!("{} has left the cache", image.shown())),
+        false => return Err(anyhow::anyhow!("{} is not in the cache", image.shown()).into()),
     }
     Ok(())
 }

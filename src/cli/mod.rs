@@ -110,8 +110,10 @@ enum Command {
     #[command(after_help = "Example: shoal unpin docker.io/library/alpine:3.20")]
     Unpin(cache::ImageArguments),
     /// Take an image of another registry out of the cache, and free what only it needed
+    ///
+    /// What `shoal pin` keeps is not taken, unless with --force.
     #[command(after_help = "Example: shoal evict docker.io/library/alpine:3.20")]
-    Evict(cache::ImageArguments),
+    Evict(cache::EvictArguments),
     /// List the images of other registries that are in the cache
     #[command(after_help = "Example: shoal cache --json | jq '.[] | select(.pinned)'")]
     Cache {

@@ -71,6 +71,10 @@ pub struct TlsConfig {
     pub minimum: TlsVersion,
 }
 
+/// Below the root directory: where a self-signed pair is kept, and in there the certificate alone, for clients.
+pub const SELF_SIGNED_FOLDER: &str = "tls";
+pub const SELF_SIGNED_CERTIFICATE: &str = "certificate.pem";
+
 /// Where certificate and key come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TlsPair {

@@ -99,6 +99,11 @@ impl RegistryConfig {
     pub fn tag_ttl(&self, repo: &RepoName, tag: &Tag) -> Duration {
         self.tag_ttls.of(repo, tag)
     }
+
+    /// The same for a list, which is as old as the tag in it that changes first.
+    pub fn list_ttl(&self) -> Duration {
+        self.tag_ttls.0.iter().map(|(_, ttl)| *ttl).min().unwrap_or(TAG_TTL)
+    }
 }
 
 /// How a registry is told who we are; the first that is given counts.

@@ -19,7 +19,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use auth::{AuthConfig, AuthMethod, TokenConfig};
-pub use http::{HttpConfig, Net, TlsConfig, TlsPair, TlsVersion, Urls};
+pub use http::{
+    HttpConfig, Net, SELF_SIGNED_CERTIFICATE, SELF_SIGNED_FOLDER, TlsConfig, TlsPair, TlsVersion, Urls,
+};
 pub use log::{LogConfig, LogLevel};
 pub use mirror::{Credentials, HttpProxy, PullThrough, RegistryConfig, Secret};
 pub use p2p::P2pConfig;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::control::failure;
 use crate::api;
-use crate::mirror::{CachedImage, Mirror, MirrorError, chain};
+use crate::mirror::{CachedImage, Mirror, MirrorError, Pins, chain};
 use crate::oci::{ImageName, Platform};
 
 pub(super) fn router(mirror: Mirror) -> Router {
@@ -27,6 +27,12 @@ struct Image {
     image: String,
     /// Absent: all.
     platform: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Force {
+    #[serde(default)]
+    force: bool,
 }
 
 impl Image {
@@ -73,8 +79,12 @@ async fn unpin(State(mirror): State<Mirror>, Query(image): Query<Image>) -> Resu
     Ok(changed(mirror.unpin(&image.name()?).await))
 }
 
-async fn evict(State(mirror): State<Mirror>, Query(image): Query<Image>) -> Result<Response, Response> {
-    Ok(changed(mirror.evict(&image.name()?).await))
+async fn evict(
+    State(mirror): State<Mirror>,
+    Query(image): Query<Image>,
+    Query(Force { force }): Query<Force>,
+) -> Result<Response, Response> {
+    Ok(changed(mirror.evict(&image.name()?, if force { Pins::Ignored } else { Pins::Kept }).await))
 }
 
 fn changed(outcome: Result<bool, MirrorError>) -> Response {
@@ -87,6 +97,7 @@ fn changed(outcome: Result<bool, MirrorError>) -> Response {
 fn failed(error: &MirrorError) -> Response {
     let status = match error {
         MirrorError::NotMirrored(_) | MirrorError::NoImage(_) => StatusCode::NOT_FOUND,
+        MirrorError::Pinned { .. } => StatusCode::CONFLICT,
         MirrorError::Upstream(_) | MirrorError::Fill(_) | MirrorError::Late { .. } => StatusCode::BAD_GATEWAY,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };

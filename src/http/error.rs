@@ -134,7 +134,7 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         MirrorError::NotMirrored(_) | MirrorError::NoImage(_) | MirrorError::Name(_) => {
             (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
         }
-        MirrorError::TooManyPins(_) | MirrorError::Platform(_) => {
+        MirrorError::TooManyPins(_) | MirrorError::Pinned { .. } | MirrorError::Platform(_) => {
             (StatusCode::CONFLICT, ErrorCode::Unsupported)
         }
         MirrorError::NotFreed(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),

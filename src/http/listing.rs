@@ -6,8 +6,9 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::error::{Failure, Thing};
+use super::pull::{Asking, say_age};
 use super::{json, set};
-use crate::mirror::{Mirror, Page};
+use crate::mirror::{Listed, Mirror, Page};
 use crate::oci::manifest::{OCI_INDEX, ReferrersIndex};
 use crate::oci::route::PageRequest;
 use crate::oci::{Digest, RepoName};
@@ -30,18 +31,27 @@ struct Catalog<'a> {
     repositories: &'a [String],
 }
 
-pub(super) async fn tags(mirror: &Mirror, repo: &RepoName, page: &PageRequest) -> Result<Response, Failure> {
+pub(super) async fn tags(
+    mirror: &Mirror,
+    repo: &RepoName,
+    page: &PageRequest,
+    request: &Asking,
+) -> Result<Response, Failure> {
     let limit = limit(page, NAMES_MAX);
-    let found = mirror.tags(repo, page.last.as_deref(), limit).await?;
+    let found = mirror.tags(&request.asked(repo), page.last.as_deref(), limit).await?;
     let found = found.ok_or_else(|| Failure::Unknown(Thing::Repository, format!("repository {repo}")))?;
+    let Listed { page: found, age } = found;
     let body = Tags { name: repo.as_str(), tags: &found.names };
-    Ok(names(&body, &found, &format!("/v2/{repo}/tags/list"), limit))
+    let mut response = names(&body, &found, &format!("/v2/{repo}/tags/list"), limit, &namespace(request));
+    request.echo(response.headers_mut());
+    say_age(response.headers_mut(), age);
+    Ok(response)
 }
 
 pub(super) async fn catalog(mirror: &Mirror, page: &PageRequest) -> Result<Response, Failure> {
     let limit = limit(page, NAMES_MAX);
     let found = mirror.catalog(page.last.as_deref(), limit).await?;
-    Ok(names(&Catalog { repositories: &found.names }, &found, "/v2/_catalog", limit))
+    Ok(names(&Catalog { repositories: &found.names }, &found, "/v2/_catalog", limit, ""))
 }
 
 pub(super) async fn referrers(
@@ -50,12 +60,15 @@ pub(super) async fn referrers(
     subject: &Digest,
     artifact_type: Option<&str>,
     page: &PageRequest,
+    request: &Asking,
 ) -> Result<Response, Failure> {
     let limit = limit(page, REFERRERS_MAX);
-    let found = mirror.referrers(repo, subject, artifact_type, page.last.as_deref(), limit).await?;
+    let (asked, last) = (request.asked(repo), page.last.as_deref());
+    let Listed { page: found, age } = mirror.referrers(&asked, subject, artifact_type, last, limit).await?;
     let next = found.referrers.last().filter(|_| found.more).map(|last| {
         let filter = artifact_type.map(|kind| format!("&artifactType={}", encoded(kind))).unwrap_or_default();
-        format!("/v2/{repo}/referrers/{subject}?last={}&n={limit}{filter}", last.digest)
+        let namespace = namespace(request);
+        format!("/v2/{repo}/referrers/{subject}?last={}&n={limit}{filter}{namespace}", last.digest)
     });
     let mut response = json(serialized(&ReferrersIndex::new(found.referrers)));
     let headers = response.headers_mut();
@@ -63,17 +76,24 @@ pub(super) async fn referrers(
     if artifact_type.is_some() {
         headers.insert(FILTERS_APPLIED, HeaderValue::from_static("artifactType"));
     }
+    request.echo(headers);
+    say_age(headers, age);
     link(&mut response, next);
     Ok(response)
+}
+
+/// What the link to the next page must say of the registry that was asked for.
+fn namespace(request: &Asking) -> String {
+    request.registry().map(|registry| format!("&ns={}", encoded(registry.as_str()))).unwrap_or_default()
 }
 
 fn limit(page: &PageRequest, max: usize) -> usize {
     page.limit.unwrap_or(max).min(max)
 }
 
-fn names(body: &impl Serialize, page: &Page, path: &str, limit: usize) -> Response {
+fn names(body: &impl Serialize, page: &Page, path: &str, limit: usize, namespace: &str) -> Response {
     let next = page.names.last().filter(|_| page.more);
-    let next = next.map(|last| format!("{path}?last={}&n={limit}", encoded(last)));
+    let next = next.map(|last| format!("{path}?last={}&n={limit}{namespace}", encoded(last)));
     let mut response = json(serialized(body));
     link(&mut response, next);
     response

@@ -91,9 +91,10 @@ async fn dispatch(shared: Shared, route: Route, request: Request) -> Result<Resp
         Route::GetBlob { repo, digest, head } => {
             pull::blob(&mirror, &metrics, &repo, &digest, head, &asking(&request)?).await
         }
-        Route::ListTags { repo, page } => listing::tags(&mirror, &repo, &page).await,
+        Route::ListTags { repo, page } => listing::tags(&mirror, &repo, &page, &asking(&request)?).await,
         Route::ListReferrers { repo, subject, artifact_type, page } => {
-            listing::referrers(&mirror, &repo, &subject, artifact_type.as_deref(), &page).await
+            let (artifact_type, request) = (artifact_type.as_deref(), asking(&request)?);
+            listing::referrers(&mirror, &repo, &subject, artifact_type, &page, &request).await
         }
         Route::Catalog { page } => listing::catalog(&mirror, &page).await,
         Route::PutManifest { repo, reference, tags, digest } => {

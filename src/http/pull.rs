@@ -14,14 +14,14 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::error::{Failure, Thing};
 use super::{CONTENT_DIGEST, set};
 use crate::metrics::Metrics;
-use crate::mirror::{Asked, Mirror, Served, chain};
+use crate::mirror::{Age, Asked, Mirror, Served, chain};
 use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Host, Reference, RepoName};
 
 /// The registry that a request was answered for (distribution specification, "Registry Proxying").
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// RFC 7234, section 5.5.1: what is said of an answer that upstream did not confirm in time.
-pub(super) const STALE: &str = "110 shoal \"upstream did not answer\"";
+const STALE: &str = "110 shoal \"upstream did not answer\"";
 /// Of ours: where it was found: `own`, an IPNS name, `cache` or `upstream=HOST`.
 const SOURCE: HeaderName = HeaderName::from_static("x-shoal-source");
 
@@ -57,12 +57,17 @@ impl Asking {
         Ok(Self { headers, registry, via, prefetch, is_ours })
     }
 
-    fn asked<'a>(&'a self, repo: &'a RepoName) -> Asked<'a> {
+    pub(super) fn asked<'a>(&'a self, repo: &'a RepoName) -> Asked<'a> {
         let registry = self.registry.as_ref();
         Asked { repo, registry, via: self.via.as_deref(), is_ours: self.is_ours }
     }
 
-    fn echo(&self, headers: &mut HeaderMap) {
+    /// By `?ns=`.
+    pub(super) fn registry(&self) -> Option<&Host> {
+        self.registry.as_ref()
+    }
+
+    pub(super) fn echo(&self, headers: &mut HeaderMap) {
         if let Some(registry) = &self.registry {
             set(headers, NAMESPACE, registry.as_str());
         }
@@ -96,13 +101,17 @@ pub(super) async fn manifest(
     set(headers, CONTENT_TYPE, manifest.media_type);
     set(headers, CONTENT_LENGTH, size_bytes.to_string());
     request.echo(headers);
-    if let Some(age) = age {
-        set(headers, AGE, age.since_confirmed.as_secs().to_string());
-        if age.stale {
-            headers.insert(WARNING, HeaderValue::from_static(STALE));
-        }
-    }
+    say_age(headers, age);
     Ok(response)
+}
+
+/// How old an answer is that upstream has confirmed.
+pub(super) fn say_age(headers: &mut HeaderMap, age: Option<Age>) {
+    let Some(age) = age else { return };
+    set(headers, AGE, age.since_confirmed.as_secs().to_string());
+    if age.stale {
+        headers.insert(WARNING, HeaderValue::from_static(STALE));
+    }
 }
 
 pub(super) async fn blob(

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::mesh::Hop;
-use super::pull_through::{BlobForPeer, CachedImage, ManifestForPeer, Place, PullThrough};
+use super::pull_through::{BlobForPeer, CachedImage, ManifestForPeer, Pins, Place, PullThrough};
 use super::{Asked, Mirror, MirrorError};
 use crate::ipfs::Peer;
 use crate::oci::{Digest, ImageName, Platform, Reference, RepoName};
@@ -29,10 +29,11 @@ impl Mirror {
         pull_through.images().unpin(&in_cache(image, &place)?).await
     }
 
-    /// Takes an image out of the cache. `false`: it is not there.
-    pub async fn evict(&self, image: &ImageName) -> Result<bool, MirrorError> {
+    /// Takes an image out of the cache. `false`: it is not there. What a pin keeps is [`MirrorError::Pinned`], unless pins
+    /// are ignored; they stay.
+    pub async fn evict(&self, image: &ImageName, pins: Pins) -> Result<bool, MirrorError> {
         let (pull_through, place) = self.mirrored(image)?;
-        pull_through.images().evict(&in_cache(image, &place)?).await
+        pull_through.images().evict(&in_cache(image, &place)?, pins).await
     }
 
     /// All images in the cache; empty if no registry is mirrored.

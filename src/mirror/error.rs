@@ -70,6 +70,8 @@ pub enum MirrorError {
     TooManyFills(usize),
     #[error("{0} images are pinned: unpin some first")]
     TooManyPins(usize),
+    #[error("{image} is kept by a pin: run `shoal unpin {pin}` first, or evict it with --force")]
+    Pinned { image: String, pin: String },
     #[error("space was not freed: {0}")]
     NotFreed(String),
     /// The registry did not deliver.
@@ -139,6 +141,16 @@ impl MirrorError {
             | Self::Short { .. }
             | Self::ManifestInvalid(_)
             | Self::Unfinishable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a registry refused us, or would: others may have better credentials.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_refusal(),
+            Self::Fill(error) => error.is_refusal(),
+            Self::Awaited { source, .. } => source.is_refusal(),
             _ => false,
         }
     }

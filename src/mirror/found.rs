@@ -88,6 +88,14 @@ pub struct Served {
     pub age: Option<Age>,
 }
 
+/// A part of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<T> {
+    pub page: T,
+    /// Of what another registry has listed.
+    pub age: Option<Age>,
+}
+
 /// A blob that was found; its bytes may still be elsewhere.
 pub struct Blob {
     pub digest: Digest,
@@ -129,6 +137,15 @@ pub struct Page {
 }
 
 impl Page {
+    /// The part of a sorted list that lies behind `last`.
+    pub(super) fn of(all: Vec<String>, last: Option<&str>, limit: usize) -> Self {
+        let mut names: Vec<String> =
+            all.into_iter().filter(|name| last.is_none_or(|last| name.as_str() > last)).collect();
+        let more = names.len() > limit;
+        names.truncate(limit);
+        Self { names, more }
+    }
+
     /// The union of two pages that begin behind the same name, cut to `limit`.
     pub(super) fn merge(self, other: Self, limit: usize) -> Self {
         let mut names: Vec<String> = self.names.into_iter().chain(other.names).collect();

@@ -44,7 +44,7 @@ use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
 use commit::Commits;
 pub use error::{BodyError, MirrorError, chain};
-pub use found::{Age, Asked, Blob, Manifest, Origin, Page, Served};
+pub use found::{Age, Asked, Blob, Listed, Manifest, Origin, Page, Served};
 use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
@@ -54,7 +54,8 @@ use publish::Publisher;
 pub use publish::{OwnStatus, PublishState, Signer};
 use pull_through::PullThrough;
 pub use pull_through::{
-    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, PullThroughConfig, PullThroughStatus, SharedBlob,
+    BlobForPeer, CachedImage, FillStatus, ManifestForPeer, Pins, PullThroughConfig, PullThroughStatus,
+    SharedBlob,
 };
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
@@ -193,14 +194,15 @@ impl Mirror {
         Ok(Some(archive(blocks.clone(), root, scope).map_err(MirrorError::from).boxed()))
     }
 
-    /// The tags behind `last`, at most `limit`; `None`: no source knows the repository.
+    /// The tags behind `last`, at most `limit`, of all trees and of the registry that is meant; `None`: no source knows the
+    /// repository.
     pub async fn tags(
         &self,
-        repo: &RepoName,
+        asked: &Asked<'_>,
         last: Option<&str>,
         limit: usize,
-    ) -> Result<Option<Page>, MirrorError> {
-        self.0.tags(repo, last, limit).await
+    ) -> Result<Option<Listed<Page>>, MirrorError> {
+        self.0.listed_tags(asked, last, limit).await
     }
 
     /// The repositories behind `last`, at most `limit`.
@@ -212,13 +214,13 @@ impl Mirror {
     /// artifact if that is given. A subject that nobody knows has none.
     pub async fn referrers(
         &self,
-        repo: &RepoName,
+        asked: &Asked<'_>,
         subject: &Digest,
         artifact_type: Option<&str>,
         last: Option<&str>,
         limit: usize,
-    ) -> Result<Referrers, MirrorError> {
-        self.0.referrers(repo, subject, artifact_type, last, limit).await
+    ) -> Result<Listed<Referrers>, MirrorError> {
+        self.0.listed_referrers(asked, subject, artifact_type, last, limit).await
     }
 
     /// Deletes a tag, or a manifest and every tag that points to it, from the own tree. `false`: nobody has it. What a

@@ -23,6 +23,73 @@ pub struct Referrers {
     pub more: bool,
 }
 
+impl Referrers {
+    /// The part of a list, sorted by digest, that lies behind `last`, of one type of artifact if that is given.
+    pub(super) fn of(
+        all: Vec<Referrer>,
+        artifact_type: Option<&str>,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Self {
+        let mut page = Filling::new(artifact_type, limit);
+        let behind =
+            |referrer: &Referrer| last.is_none_or(|last| referrer.digest.to_string().as_str() > last);
+        for referrer in all.into_iter().filter(behind) {
+            if !page.takes(referrer) {
+                break;
+            }
+        }
+        page.finish(false)
+    }
+
+    /// The union of two parts that begin behind the same digest, cut to `limit`.
+    pub(super) fn merge(self, other: Self, limit: usize) -> Self {
+        // Behind the last of a part that goes on nothing is known of its list.
+        let end = |part: &Self| part.referrers.last().filter(|_| part.more).map(|last| last.digest);
+        let end = [end(&self), end(&other)].into_iter().flatten().min();
+        let more = self.more || other.more;
+        let both = self.referrers.into_iter().chain(other.referrers);
+        let union: BTreeMap<Digest, Referrer> = both.map(|referrer| (referrer.digest, referrer)).collect();
+        let known = union.into_values().filter(|referrer| end.is_none_or(|end| referrer.digest <= end));
+        let union = Self::of(known.collect(), None, None, limit);
+        Self { more: union.more || more, ..union }
+    }
+}
+
+/// A page that is being filled, in order.
+struct Filling<'a> {
+    artifact_type: Option<&'a str>,
+    limit: usize,
+    page: Referrers,
+    page_bytes: usize,
+}
+
+impl<'a> Filling<'a> {
+    fn new(artifact_type: Option<&'a str>, limit: usize) -> Self {
+        Self { artifact_type, limit, page: Referrers::default(), page_bytes: 0 }
+    }
+
+    /// Takes one in, or leaves it out if it is of another type. `false`: the page is full.
+    fn takes(&mut self, referrer: Referrer) -> bool {
+        if self.artifact_type.is_some_and(|wanted| referrer.artifact_type.as_deref() != Some(wanted)) {
+            return true;
+        }
+        if self.page.referrers.len() >= self.limit || self.page_bytes > PAGE_BYTES_MAX {
+            self.page.more = true;
+            return false;
+        }
+        self.page_bytes +=
+            referrer.annotations.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        self.page.referrers.push(referrer);
+        true
+    }
+
+    /// `more`: behind what was offered.
+    fn finish(self, more: bool) -> Referrers {
+        Referrers { more: self.page.more || more, ..self.page }
+    }
+}
+
 /// Where a referrer was found.
 enum Noted {
     /// As a manifest under this root.
@@ -58,22 +125,14 @@ impl Inner {
             // Who verifies signatures must not take a part for the whole.
             failure.map_or(Ok(()), Err)?;
         }
-        let mut page = Referrers { referrers: Vec::new(), more };
-        let mut page_bytes = 0;
+        let mut page = Filling::new(artifact_type, limit);
         for (digest, noted) in noted {
             let Some(referrer) = self.describe(repo, digest, noted).await? else { continue };
-            if artifact_type.is_some_and(|wanted| referrer.artifact_type.as_deref() != Some(wanted)) {
-                continue;
-            }
-            if page.referrers.len() >= limit || page_bytes > PAGE_BYTES_MAX {
-                page.more = true;
+            if !page.takes(referrer) {
                 break;
             }
-            page_bytes +=
-                referrer.annotations.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-            page.referrers.push(referrer);
         }
-        Ok(page)
+        Ok(page.finish(more))
     }
 
     /// Notes the referrers under one root that sort behind `last`; returns whether there are more.
@@ -117,10 +176,7 @@ impl Inner {
         repo: &RepoName,
         subject: &Digest,
     ) -> Result<Vec<Referrer>, MirrorError> {
-        // A sha512 digest is cut to the length of a tag (specification, "Referrers Tag Schema").
-        let tag: String =
-            format!("{}-{}", subject.algorithm().as_str(), subject.hex()).chars().take(128).collect();
-        let Ok(tag) = tag.parse::<Tag>() else { return Ok(Vec::new()) };
+        let Some(tag) = Tag::of_referrers(subject) else { return Ok(Vec::new()) };
         let Some(digest) = self.tag(root, repo, &tag).await? else { return Ok(Vec::new()) };
         let manifest = self.manifest_at(root, &digest).await?;
         Ok(parse_referrers(&manifest.bytes).unwrap_or_default())

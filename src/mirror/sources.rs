@@ -6,14 +6,17 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
+use futures::future::{Either, select};
 use tokio::time::timeout;
 
 use super::pull_through::{Place, PullThrough, Scope};
-use super::{Asked, Blob, Content, Inner, MirrorError, Origin, Served};
+use super::{Asked, Blob, Content, Inner, Listed, MirrorError, Origin, Page, Referrers, Served, chain};
 use crate::oci::{Digest, Reference};
 
 /// The head start of the trees.
 const HEAD_START: Duration = Duration::from_millis(100);
+/// How long the trees may take to add to what the registry has listed.
+const ADDED_WITHIN: Duration = Duration::from_secs(1);
 
 impl Inner {
     /// The mirror of other registries and the place there that is meant, if there is one.
@@ -89,6 +92,79 @@ impl Inner {
         });
         race(rooted, upstream).await
     }
+}
+
+impl Inner {
+    /// A page of the union of what the trees and the registry have. A side that fails is left out if the other knows the
+    /// repository.
+    pub(super) async fn listed_tags(
+        &self,
+        asked: &Asked<'_>,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Option<Listed<Page>>, MirrorError> {
+        let rooted = Box::pin(self.tags(asked.repo, last, limit));
+        let Some((pull_through, place)) = self.place(asked)? else {
+            return Ok(rooted.await?.map(|page| Listed { page, age: None }));
+        };
+        let (rooted, mirrored) = both(rooted, Box::pin(pull_through.tags(&place))).await;
+        let rooted = added(rooted, &place).flatten();
+        Ok(match (mirrored, rooted) {
+            (Ok(Some(list)), rooted) => {
+                let page = Page::of(list.items, last, limit);
+                let page = rooted.map_or(page.clone(), |rooted| rooted.merge(page, limit));
+                Some(Listed { page, age: Some(list.age) })
+            }
+            (Ok(None), rooted) => rooted.map(|page| Listed { page, age: None }),
+            (Err(error), Some(page)) => {
+                tracing::warn!(repo.name = %place.repository, error = %chain(&error), "tags of the registry are missing");
+                Some(Listed { page, age: None })
+            }
+            (Err(error), None) => return Err(error),
+        })
+    }
+
+    /// The same for what refers to a manifest. A registry that fails is an error: its signatures must not seem to be none.
+    pub(super) async fn listed_referrers(
+        &self,
+        asked: &Asked<'_>,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<Referrers>, MirrorError> {
+        let rooted = Box::pin(self.referrers(asked.repo, subject, artifact_type, last, limit));
+        let Some((pull_through, place)) = self.place(asked)? else {
+            return Ok(Listed { page: rooted.await?, age: None });
+        };
+        let (rooted, mirrored) = both(rooted, Box::pin(pull_through.referrers(&place, subject))).await;
+        let list = mirrored?;
+        let page = Referrers::of(list.items, artifact_type, last, limit);
+        let page = added(rooted, &place).map_or(page.clone(), |rooted| rooted.merge(page, limit));
+        Ok(Listed { page, age: Some(list.age) })
+    }
+}
+
+/// Both outcomes; that of the first is waited for a moment only once the second is there.
+async fn both<T, U>(
+    first: impl Future<Output = Result<T, MirrorError>> + Unpin,
+    second: impl Future<Output = U> + Unpin,
+) -> (Option<Result<T, MirrorError>>, U) {
+    match select(first, second).await {
+        Either::Left((first, second)) => (Some(first), second.await),
+        Either::Right((second, first)) => (timeout(ADDED_WITHIN, first).await.ok(), second),
+    }
+}
+
+/// What the trees have to add, if they can say.
+fn added<T>(rooted: Option<Result<T, MirrorError>>, place: &Place) -> Option<T> {
+    let reason = match rooted {
+        Some(Ok(rooted)) => return Some(rooted),
+        Some(Err(error)) => chain(&error),
+        None => format!("no answer within {} s", ADDED_WITHIN.as_secs()),
+    };
+    tracing::warn!(repo.name = %place.repository, error = reason, "what the trees list is left out");
+    None
 }
 
 /// The first that finds it. If neither does, the second tells why: what was meant is there.

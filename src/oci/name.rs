@@ -71,6 +71,13 @@ impl Tag {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The fallback tag under which clients look for what refers to `subject` where a registry has no list of it. Of a
+    /// longer hash the first 64 digits (distribution specification, "Referrers Tag Schema").
+    pub fn of_referrers(subject: &Digest) -> Option<Self> {
+        let hex: String = subject.hex().chars().take(64).collect();
+        format!("{}-{hex}", subject.algorithm().as_str()).parse().ok()
+    }
 }
 
 impl FromStr for Tag {

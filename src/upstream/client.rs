@@ -12,6 +12,7 @@ use url::Url;
 
 use super::UpstreamError;
 use super::body::innermost;
+use super::public::{NotPublic, PublicOnly};
 use crate::config::RegistryConfig;
 use crate::oci::Host;
 
@@ -22,11 +23,18 @@ const REDIRECTS_MAX: usize = 10;
 const IDLE_CONNECTIONS_MAX: usize = 8;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What registries of one config share: connections, and what they may lead to. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connector {
+    client: Client,
+    guard: Option<PublicOnly>,
+}
+
 /// Asks one registry. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct HttpClient {
     host: Host,
-    client: Client,
+    connector: Connector,
     /// Plain http may follow upon https.
     insecure: bool,
 }
@@ -41,15 +49,24 @@ pub(super) struct Get {
     pub(super) authorization: Option<HeaderValue>,
 }
 
-/// The client that registries of this config may share. Reads files: not for an asynchronous thread that serves. `name`
-/// is the key below `mirror.registries` that errors lead to.
-pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, UpstreamError> {
+/// What registries of this config may share. Reads files: not for an asynchronous thread that serves. `name` is the key
+/// below `mirror.registries` that errors lead to; `guard`: what they may lead to, if not to any place.
+pub(super) fn connector(
+    name: &str,
+    config: &RegistryConfig,
+    guard: Option<PublicOnly>,
+) -> Result<Connector, UpstreamError> {
     let wrong = |error: reqwest::Error| UpstreamError::Config {
         registry: name.to_owned(),
         key: "upstream",
         reason: innermost(&error),
     };
-    match builder(name, config)?.build() {
+    let guarded = |builder: ClientBuilder| match &guard {
+        // A proxy looks names up itself, and is where the config says.
+        Some(guard) if config.http_proxy.is_none() => builder.dns_resolver(guard.clone()),
+        _ => builder,
+    };
+    let client = match guarded(builder(name, config)?).build() {
         // A small container may have no authorities at all: what needs none of them works.
         Err(error) if config.ca.is_none() => {
             tracing::warn!(
@@ -57,10 +74,11 @@ pub(super) fn connector(name: &str, config: &RegistryConfig) -> Result<Client, U
                 error = innermost(&error),
                 "the system's certificate authorities cannot be used, so that no registry is trusted over https: install them, or set `ca`"
             );
-            builder(name, config)?.tls_certs_only([]).build().map_err(wrong)
+            guarded(builder(name, config)?).tls_certs_only([]).build().map_err(wrong)
         }
         built => built.map_err(wrong),
-    }
+    };
+    Ok(Connector { client: client?, guard })
 }
 
 fn builder(name: &str, config: &RegistryConfig) -> Result<ClientBuilder, UpstreamError> {
@@ -114,8 +132,8 @@ fn builder(name: &str, config: &RegistryConfig) -> Result<ClientBuilder, Upstrea
 }
 
 impl HttpClient {
-    pub(super) fn new(host: Host, client: Client, insecure: bool) -> Self {
-        Self { host, client, insecure }
+    pub(super) fn new(host: Host, connector: Connector, insecure: bool) -> Self {
+        Self { host, connector, insecure }
     }
 
     /// Sends a request and follows redirects, without the credentials wherever another host, port or scheme is meant.
@@ -152,10 +170,22 @@ impl HttpClient {
 
     /// Sends one request, as it is.
     pub(super) async fn execute(&self, request: Request) -> Result<Response, UpstreamError> {
-        let unreachable = |error: reqwest::Error| UpstreamError::Unreachable {
-            host: self.host.clone(),
-            reason: innermost(&error),
+        let host = || self.host.clone();
+        let not_public =
+            |error: &NotPublic| UpstreamError::NotPublic { host: host(), reason: error.to_string() };
+        if let Some(guard) = &self.connector.guard {
+            guard.check(request.url()).map_err(|error| not_public(&error))?;
+        }
+        let failed = |error: reqwest::Error| match caused_by_guard(&error) {
+            Some(error) => not_public(error),
+            None => UpstreamError::Unreachable { host: host(), reason: innermost(&error) },
         };
-        self.client.execute(request).await.map_err(unreachable)
+        self.connector.client.execute(request).await.map_err(failed)
     }
+}
+
+/// What the guard said, if it is why a request failed.
+fn caused_by_guard(error: &reqwest::Error) -> Option<&NotPublic> {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.into_iter().find_map(|cause| cause.downcast_ref::<NotPublic>())
 }

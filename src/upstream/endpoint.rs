@@ -4,14 +4,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::UpstreamError;
 use super::auth::{Auth, Challenge};
 use super::breaker::Breaker;
-use super::client::{Get, HttpClient};
+use super::client::{Connector, Get, HttpClient};
 use super::credentials::Logins;
 use crate::config::RegistryConfig;
 use crate::oci::{Host, RepoName};
@@ -38,7 +38,7 @@ pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) repo: &'a RepoName,
     pub(super) below: String,
-    pub(super) query: Vec<(&'static str, String)>,
+    pub(super) query: Vec<(String, String)>,
     pub(super) headers: HeaderMap,
 }
 
@@ -89,8 +89,8 @@ struct State {
 }
 
 impl Endpoint {
-    pub(super) fn new(host: &Host, url: Url, config: &RegistryConfig, client: &Client) -> Self {
-        let client = HttpClient::new(host.clone(), client.clone(), config.insecure);
+    pub(super) fn new(host: &Host, url: Url, config: &RegistryConfig, connector: &Connector) -> Self {
+        let client = HttpClient::new(host.clone(), connector.clone(), config.insecure);
         let logins = Logins::new(host.clone(), config.credentials.clone());
         let plain_http = config.insecure || url.scheme() == "http";
         let auth = Auth::new(host.clone(), client.clone(), logins, plain_http);
@@ -118,7 +118,7 @@ impl Endpoint {
                 state.breaker.failed(Instant::now(), error.to_string(), error.retry_after());
             }
             // Nothing was heard of the registry.
-            Err(UpstreamError::Credentials { .. }) => (),
+            Err(UpstreamError::Credentials { .. } | UpstreamError::NotPublic { .. }) => (),
             _ => state.breaker.succeeded(),
         }
         outcome

@@ -29,6 +29,9 @@ pub enum UpstreamError {
     Mismatch { host: Host, expected: Digest, actual: Digest },
     #[error("{host} sent {what} of more than {bytes_max} bytes")]
     TooLarge { host: Host, what: &'static str, bytes_max: usize },
+    /// A registry that is known by `"*"` alone leads to what only we can reach.
+    #[error("{host} is not asked, since {reason}; if it is to be, name it in mirror.registries")]
+    NotPublic { host: Host, reason: String },
     #[error("{host} sent what is none of ours to follow: {reason}")]
     Redirect { host: Host, reason: String },
     #[error("{host} sent {what} that cannot be read: {reason}")]
@@ -49,6 +52,11 @@ impl UpstreamError {
     /// Whether it took all the time that it was given.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::Stalled { .. })
+    }
+
+    /// Whether our credentials are the cause, or the lack of them: others may have better ones.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Unauthorized { .. } | Self::Forbidden(_) | Self::Credentials { .. })
     }
 
     /// The rest that the registry asked for.
@@ -74,6 +82,7 @@ impl UpstreamError {
             | Self::Forbidden(_)
             | Self::Mismatch { .. }
             | Self::TooLarge { .. }
+            | Self::NotPublic { .. }
             | Self::Redirect { .. }
             | Self::Malformed { .. }
             | Self::Credentials { .. }

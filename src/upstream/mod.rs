@@ -8,6 +8,8 @@ mod client;
 mod credentials;
 mod endpoint;
 mod error;
+mod lists;
+mod public;
 mod registry;
 
 #[cfg(test)]
@@ -23,7 +25,9 @@ use crate::config::{PullThrough, RegistryConfig};
 use crate::oci::Host;
 
 pub use body::BlobBody;
+use client::Connector;
 pub use error::UpstreamError;
+use public::PublicOnly;
 use registry::Registry;
 pub use registry::{Fetched, Head, Upstream};
 
@@ -40,7 +44,7 @@ struct Shared {
     config: PullThrough,
     named: HashMap<Host, Arc<Registry>>,
     /// What registries by `"*"` share.
-    any: Option<reqwest::Client>,
+    any: Option<Connector>,
     on_demand: Cache<Host, Arc<Registry>>,
     /// What we call ourselves in `Via`.
     pseudonym: String,
@@ -61,12 +65,17 @@ pub struct UpstreamStatus {
 impl Upstreams {
     /// `identity` tells us from other mirrors. An error names the config key that has to be mended.
     pub fn new(config: PullThrough, identity: &str) -> Result<Self, UpstreamError> {
+        Self::with_guard(config, identity, PublicOnly::new())
+    }
+
+    /// `guard`: what registries that are known by `"*"` alone may lead to.
+    fn with_guard(config: PullThrough, identity: &str, guard: PublicOnly) -> Result<Self, UpstreamError> {
         let named = config.registries.iter().map(|(host, config)| {
-            let client = client::connector(host.as_str(), config)?;
-            Ok((host.clone(), Arc::new(Registry::new(host.clone(), config.clone(), &client))))
+            let connector = client::connector(host.as_str(), config, None)?;
+            Ok((host.clone(), Arc::new(Registry::new(host.clone(), config.clone(), &connector))))
         });
         let named = named.collect::<Result<_, UpstreamError>>()?;
-        let any = config.any.as_ref().map(|any| client::connector("*", any)).transpose()?;
+        let any = config.any.as_ref().map(|any| client::connector("*", any, Some(guard))).transpose()?;
         let on_demand =
             Cache::builder().max_capacity(ON_DEMAND_MAX).eviction_policy(EvictionPolicy::lru()).build();
         let pseudonym = format!("shoal-{identity}");
@@ -85,12 +94,12 @@ impl Upstreams {
     /// Any registry by its name, where the config says so. Names that only this network can know are none.
     fn on_demand(&self, host: &Host) -> Option<Arc<Registry>> {
         let config = self.0.config.any.as_ref().filter(|_| registry::is_public(host))?;
-        let client = self.0.any.as_ref()?;
+        let connector = self.0.any.as_ref()?;
         if let Some(registry) = self.0.on_demand.get(host) {
             return Some(registry);
         }
         let config = registry::by_name(host, config)?;
-        let new = || Arc::new(Registry::new(host.clone(), config, client));
+        let new = || Arc::new(Registry::new(host.clone(), config, connector));
         Some(self.0.on_demand.get_with_by_ref(host, new))
     }
 

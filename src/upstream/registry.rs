@@ -10,18 +10,17 @@ use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
     HeaderName, HeaderValue, RANGE, VIA,
 };
-use reqwest::{Client, Method, Response, StatusCode};
-use serde::Deserialize;
+use reqwest::{Method, Response, StatusCode};
 use tokio::time::Instant;
 use url::Url;
 
 use super::body::{BlobBody, streamed, whole};
+use super::client::Connector;
 use super::endpoint::{Ask, Endpoint};
 use super::{UpstreamError, UpstreamStatus};
 use crate::config::RegistryConfig;
 use crate::oci::manifest::{
-    DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_BYTES_MAX, OCI_INDEX, OCI_MANIFEST, ParsedManifest, Referrer,
-    parse_referrers,
+    DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_BYTES_MAX, OCI_INDEX, OCI_MANIFEST, ParsedManifest,
 };
 use crate::oci::{Algorithm, Digest, Host, Reference, RepoName};
 
@@ -39,9 +38,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const RETRY_BUDGET: Duration = Duration::from_secs(1);
 const MANIFEST_TYPES: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 const ANY_TYPE: &str = "*/*";
-const JSON: &str = "application/json";
-/// The largest list of tags or referrers that is read.
-const LIST_BYTES_MAX: usize = 4 << 20;
 
 pub(super) struct Registry {
     host: Host,
@@ -72,14 +68,9 @@ pub struct Fetched {
     pub bytes: Bytes,
 }
 
-#[derive(Deserialize)]
-struct TagList {
-    tags: Option<Vec<String>>,
-}
-
 impl Registry {
-    pub(super) fn new(host: Host, config: RegistryConfig, client: &Client) -> Self {
-        let endpoint = |url: &Url| Endpoint::new(&host, url.clone(), &config, client);
+    pub(super) fn new(host: Host, config: RegistryConfig, connector: &Connector) -> Self {
+        let endpoint = |url: &Url| Endpoint::new(&host, url.clone(), &config, connector);
         let endpoints = config.endpoints.iter().map(endpoint).collect();
         Self { host, config, endpoints }
     }
@@ -147,6 +138,11 @@ impl Upstream {
     /// Whether any endpoint is asked at all; after repeated failures none is, for a while.
     pub fn is_asked(&self) -> bool {
         self.registry.endpoints.iter().any(Endpoint::is_asked)
+    }
+
+    /// Asks. `None`: it is not there.
+    pub(super) async fn get(&self, ask: &Ask<'_>) -> Result<Option<Response>, UpstreamError> {
+        self.registry.get(ask).await
     }
 
     /// What a manifest's header says. `None`: there is no such manifest. May be dropped midway, like all here.
@@ -289,49 +285,7 @@ impl Upstream {
         Ok(Some(BlobBody { size_bytes, at, bytes }))
     }
 
-    /// At most `limit` tags behind `last`, in upstream's order. `None`: there is no such repository.
-    pub async fn tags(
-        &self,
-        repo: &RepoName,
-        last: Option<&str>,
-        limit: usize,
-    ) -> Result<Option<Vec<String>>, UpstreamError> {
-        let mut ask = self.ask(Method::GET, repo, "tags/list".to_owned(), JSON);
-        ask.query.push(("n", limit.to_string()));
-        ask.query.extend(last.map(|last| ("last", last.to_owned())));
-        let Some(response) = self.registry.get(&ask).await? else { return Ok(None) };
-        let body = whole(self.host(), response, "a list of tags", LIST_BYTES_MAX).await?;
-        let list: TagList = serde_json::from_slice(&body)
-            .map_err(|error| self.malformed("a list of tags", error.to_string()))?;
-        let mut tags = list.tags.unwrap_or_default();
-        // A registry without pages sends all.
-        if let Some(at) = last.and_then(|last| tags.iter().position(|tag| tag == last)) {
-            tags.drain(..=at);
-        }
-        tags.truncate(limit);
-        Ok(Some(tags))
-    }
-
-    /// What refers to a manifest, whatever its type; from the fallback tag where upstream does not know the API
-    /// (distribution-spec, "Listing Referrers"). Empty: nothing does.
-    pub async fn referrers(&self, repo: &RepoName, digest: &Digest) -> Result<Vec<Referrer>, UpstreamError> {
-        let unreadable = || self.malformed("a list of referrers", "it is no image index".to_owned());
-        let ask = self.ask(Method::GET, repo, format!("referrers/{digest}"), OCI_INDEX);
-        match self.registry.get(&ask).await {
-            Ok(Some(response)) => {
-                let body = whole(self.host(), response, "a list of referrers", LIST_BYTES_MAX).await?;
-                return parse_referrers(&body).ok_or_else(unreadable);
-            }
-            Ok(None) => (),
-            Err(UpstreamError::Status { status: 400..500, .. }) => (),
-            Err(error) => return Err(error),
-        }
-        let Ok(tag) = digest.to_string().replace(':', "-").parse() else { return Ok(Vec::new()) };
-        let found = self.manifest(repo, &Reference::Tag(tag)).await?;
-        found.map_or(Ok(Vec::new()), |index| parse_referrers(&index.bytes).ok_or_else(unreadable))
-    }
-
-    fn ask<'a>(&self, method: Method, repo: &'a RepoName, below: String, accept: &str) -> Ask<'a> {
+    pub(super) fn ask<'a>(&self, method: Method, repo: &'a RepoName, below: String, accept: &str) -> Ask<'a> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(HeaderValue::try_from(accept).ok().map(|accept| (ACCEPT, accept)));
@@ -352,7 +306,7 @@ impl Upstream {
         Ok(inflated.into())
     }
 
-    fn malformed(&self, what: &'static str, reason: String) -> UpstreamError {
+    pub(super) fn malformed(&self, what: &'static str, reason: String) -> UpstreamError {
         UpstreamError::Malformed { host: self.host().clone(), what, reason }
     }
 }
@@ -370,7 +324,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-fn media_type(headers: &HeaderMap) -> Option<String> {
+pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     let media_type = text(headers, &CONTENT_TYPE)?.split(';').next()?.trim();
     Some(media_type.to_owned()).filter(|media_type| !media_type.is_empty())
 }

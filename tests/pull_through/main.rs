@@ -7,6 +7,7 @@ mod cache;
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+mod lists;
 mod names;
 #[path = "../hostile/peer.rs"]
 #[allow(dead_code, reason = "the tests of hostile peers use the rest")]

@@ -115,7 +115,7 @@ struct Patient<'a> {
 
 pub(super) fn run(arguments: &DoctorArguments) -> Result<(), CommandError> {
     let root = arguments.mirror.root();
-    let Settled { mirror, mut registries, configured } = arguments.mirror.settle()?;
+    let Settled { mirror, mut registries, configured, .. } = arguments.mirror.settle()?;
     if let Some(image) = arguments.probe.as_ref().filter(|image| !registries.contains(&image.registry)) {
         registries.push(image.registry.clone());
     }

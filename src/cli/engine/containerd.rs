@@ -13,6 +13,7 @@ use crate::oci::Host;
 pub(in crate::cli) const CONFIG: &str = "/etc/containerd/config.toml";
 /// Where nearly everybody has them.
 pub(in crate::cli) const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+const DEFAULT: &str = "_default";
 /// Files that one config may import, itself included.
 const FILES_MAX: usize = 256;
 
@@ -150,11 +151,16 @@ fn imported(root: &Root, importing: &Path, pattern: &str) -> Result<Vec<PathBuf>
     Ok(names.map(|name| folder.join(name)).collect())
 }
 
+/// The folder for registries that have none of their own.
+pub(in crate::cli) fn default_folder(config_path: &Path) -> PathBuf {
+    config_path.join(DEFAULT)
+}
+
 /// The folders of a registry below a `config_path`, in the order in which containerd looks for them; the first that is
 /// there is the only one that counts.
 pub(in crate::cli) fn host_folders(config_path: &Path, registry: &Host) -> Vec<PathBuf> {
     let name = registry.as_str();
-    let mut names = vec![name.to_owned(), "_default".to_owned()];
+    let mut names = vec![name.to_owned(), DEFAULT.to_owned()];
     if let Some((host, port)) = name.split_once(':') {
         names.insert(0, format!("{host}_{port}_"));
     }

@@ -22,8 +22,10 @@ const HEADING: &str = "# Made by `shoal setup`, which takes it away again with -
 /// What is to stand in the file.
 pub(in crate::cli) struct Wanted<'a> {
     pub(in crate::cli) mirror: &'a MirrorUrl,
-    /// The URL of the registry itself.
-    pub(in crate::cli) upstream: &'a str,
+    /// The URL of the registry itself; `None`: containerd's own, as where the file is for all registries.
+    pub(in crate::cli) upstream: Option<&'a str>,
+    /// The file of the mirror's authority, as containerd knows it, if the system does not trust it.
+    pub(in crate::cli) ca: Option<&'a str>,
     /// Of containerd; `None` if it is not known.
     pub(in crate::cli) version: Option<Version>,
 }
@@ -109,7 +111,8 @@ fn entries(hosts: &Table) -> Result<Vec<HostEntry>, String> {
 
 /// A new file.
 pub(in crate::cli) fn new(wanted: &Wanted<'_>) -> Result<String, String> {
-    with_mirror(&format!("{HEADING}\nserver = \"{}\"\n", wanted.upstream), wanted)
+    let server = wanted.upstream.map(|upstream| format!("server = \"{upstream}\"\n")).unwrap_or_default();
+    with_mirror(&format!("{HEADING}\n{server}"), wanted)
 }
 
 /// The file with the mirror as the first host; the other hosts, settings and comments stay. A `server` that is the
@@ -118,7 +121,10 @@ pub(in crate::cli) fn with_mirror(text: &str, wanted: &Wanted<'_>) -> Result<Str
     let mut document = super::toml(text)?;
     let is_mirror = |url: &str| url.parse().as_ref() == Ok(wanted.mirror);
     if document.get("server").and_then(Item::as_str).is_some_and(is_mirror) {
-        set(document.as_table_mut(), "server", value(wanted.upstream));
+        match wanted.upstream {
+            Some(upstream) => set(document.as_table_mut(), "server", value(upstream)),
+            None => drop(document.remove("server")),
+        }
     }
     let mut implicit = Table::new();
     implicit.set_implicit(true);
@@ -137,6 +143,9 @@ pub(in crate::cli) fn with_mirror(text: &str, wanted: &Wanted<'_>) -> Result<Str
     let knows_timeout = wanted.version.is_some_and(|version| version >= DIAL_TIMEOUT_SINCE);
     if knows_timeout && !wanted.mirror.is_loopback() && !entry.contains_key("dial_timeout") {
         entry.insert("dial_timeout", value(DIAL_TIMEOUT));
+    }
+    if let Some(ca) = wanted.ca.filter(|_| !entry.contains_key("ca")) {
+        entry.insert("ca", value(ca));
     }
     if let Some(first) = first {
         put_first(&mut document, &ours, first);
@@ -215,7 +224,7 @@ mod tests {
     }
 
     fn wanted(mirror: &MirrorUrl) -> Wanted<'_> {
-        Wanted { mirror, upstream: "https://registry-1.docker.io", version: None }
+        Wanted { mirror, upstream: Some("https://registry-1.docker.io"), ca: None, version: None }
     }
 
     #[test]

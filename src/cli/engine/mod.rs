@@ -1,6 +1,7 @@
 //! The files by which containerd, podman and Docker know their registries, read as those programs read them, and edited
 //! as text. Writes nothing: `setup` does.
 
+pub(super) mod certificates;
 pub(super) mod containerd;
 pub(super) mod daemon_json;
 pub(super) mod hosts_toml;

@@ -6,7 +6,7 @@ mod plan;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -16,7 +16,9 @@ use super::client::ask;
 use super::engine::{Engine, MirrorUrl, Root, containerd};
 use super::{CommandError, Which, complain, print};
 use crate::api;
-use crate::config::{Config, HttpConfig, Net, PullThrough};
+use crate::config::{
+    Config, HttpConfig, Net, PullThrough, SELF_SIGNED_CERTIFICATE, SELF_SIGNED_FOLDER, TlsPair,
+};
 use crate::oci::Host;
 use change::Change;
 use plan::{ContainerdPaths, Plan, Target};
@@ -68,9 +70,13 @@ pub(super) struct MirrorArguments {
     /// Where engines reach the mirror [default: the running daemon's address, or else that of its config]
     #[arg(long, value_name = "URL")]
     mirror: Option<MirrorUrl>,
-    /// A registry to be mirrored; may be given several times [default: those of mirror.registries, or else docker.io]
+    /// A registry to be mirrored; may be given several times [default: those of mirror.registries, with "*" for containerd
+    /// all, or else docker.io]
     #[arg(long, value_name = "HOST")]
     registry: Vec<Host>,
+    /// The authority of a mirror with https, in PEM [default: the certificate that the daemon made for itself]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// The folder that stands for /
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -82,6 +88,12 @@ pub(super) struct MirrorArguments {
 pub(super) struct Settled {
     pub(super) mirror: MirrorUrl,
     pub(super) registries: Vec<Host>,
+    /// The registries were named, by the command line or by the config.
+    are_named: bool,
+    /// All others are mirrored too.
+    all: bool,
+    /// The mirror's authority, in PEM, if it is not one that the system trusts.
+    authority: Option<String>,
     /// What the mirror asks other registries for; `None` if its config is not known.
     pub(super) configured: Option<PullThrough>,
 }
@@ -120,9 +132,33 @@ impl MirrorArguments {
         };
         // The mirror that was named may be that of another machine, with another config.
         let is_of_config = self.mirror.is_none() || self.which.config.is_some();
+        let authority = self.authority(&mirror, is_of_config.then_some(&config))?;
         let configured = is_of_config.then_some(config.pull_through);
-        let registries = self.registries(configured.as_ref());
-        Ok(Settled { mirror, registries, configured })
+        let all = self.registry.is_empty() && configured.as_ref().is_some_and(|config| config.any.is_some());
+        let mut registries = self.registries(configured.as_ref());
+        let are_named = !registries.is_empty();
+        if !are_named {
+            registries.extend(DEFAULT_REGISTRY.parse::<Host>());
+        }
+        Ok(Settled { mirror, registries, are_named, all, authority, configured })
+    }
+
+    fn authority(&self, mirror: &MirrorUrl, config: Option<&Config>) -> anyhow::Result<Option<String>> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        if let Some(path) = &self.ca {
+            return read(path).map(Some);
+        }
+        let pair = config.and_then(|config| Some(&config.http.tls.as_ref()?.pair));
+        let (Some(TlsPair::SelfSigned { .. }), Some(config), false) = (pair, config, mirror.is_plain())
+        else {
+            return Ok(None);
+        };
+        let path = config.store.root_directory.join(SELF_SIGNED_FOLDER).join(SELF_SIGNED_CERTIFICATE);
+        let unmade =
+            "the daemon makes its certificate at its first start: start it, or name the file with --ca";
+        read(&path).context(unmade).map(Some)
     }
 
     fn registries(&self, configured: Option<&PullThrough>) -> Vec<Host> {
@@ -134,10 +170,7 @@ impl MirrorArguments {
             .flat_map(|configured| configured.registries.keys().chain(&configured.default_registry))
             .cloned()
             .collect();
-        match registries.is_empty() {
-            true => DEFAULT_REGISTRY.parse().into_iter().collect(),
-            false => registries.into_iter().collect(),
-        }
+        registries.into_iter().collect()
     }
 }
 
@@ -173,9 +206,16 @@ pub(super) fn run(command: SetupCommand) -> Result<(), CommandError> {
     let plan = if common.undo {
         plan::undo(&root, engine, &paths, &common.mirror.registry).context("nothing was changed")?
     } else {
-        let Settled { mirror, registries, configured } = common.mirror.settle()?;
-        let target =
-            Target { root: &root, mirror: &mirror, registries: &registries, configured: configured.as_ref() };
+        let settled = common.mirror.settle()?;
+        let target = Target {
+            root: &root,
+            mirror: &settled.mirror,
+            registries: &settled.registries,
+            are_named: settled.are_named,
+            all: settled.all,
+            authority: settled.authority.as_deref(),
+            configured: settled.configured.as_ref(),
+        };
         let plan = match engine {
             Engine::Containerd => plan::containerd(&target, &paths),
             Engine::Podman => plan::podman(&target),
@@ -203,6 +243,7 @@ fn carry_out(engine: Engine, plan: Plan, common: &Common) -> anyhow::Result<()> 
         change::apply(&changes).context("not all was changed: run it again, or with --undo")?;
         changes.iter().for_each(|change| print(&format!("changed {}", change.path().display())));
     }
+    plan.notes.iter().for_each(|note| print(note));
     plan.steps.iter().for_each(|step| print(&format!("next: {step}")));
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::change::Change;
+use crate::cli::engine::certificates;
 use crate::cli::engine::containerd::{self, ContainerdConfig};
 use crate::cli::engine::daemon_json::{self, DaemonJson};
 use crate::cli::engine::hosts_toml::{self, Wanted};
@@ -18,6 +19,12 @@ pub(super) struct Target<'a> {
     pub(super) root: &'a Root,
     pub(super) mirror: &'a MirrorUrl,
     pub(super) registries: &'a [Host],
+    /// Somebody named these registries; else they are what is done in the place of all.
+    pub(super) are_named: bool,
+    /// The mirror takes requests for any registry.
+    pub(super) all: bool,
+    /// The mirror's authority, in PEM, if it is not one that the system trusts.
+    pub(super) authority: Option<&'a str>,
     /// What the mirror asks other registries for, if that is known.
     pub(super) configured: Option<&'a PullThrough>,
 }
@@ -33,6 +40,18 @@ impl Target<'_> {
         )
     }
 
+    /// Says of an engine that has to be told each registry for which ones it was.
+    fn say_which(&self, plan: &mut Plan, engine: Engine) {
+        if self.all {
+            let names: Vec<_> = self.registries.iter().map(Host::as_str).collect();
+            plan.warnings.push(format!(
+                "mirror.registries has \"*\", but {engine} has to be told each registry: this is for {}; name others with \
+                 --registry, such as --registry ghcr.io",
+                names.join(", ")
+            ));
+        }
+    }
+
     /// Whether the mirror takes a request that names no registry for one of this.
     fn has_default(&self, registry: &str) -> bool {
         let default = self.configured.and_then(|configured| configured.default_registry.as_ref());
@@ -44,6 +63,8 @@ impl Target<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) changes: Vec<Change>,
+    /// What was done, where that does not show.
+    pub(super) notes: Vec<String>,
     /// Settings that get in the way.
     pub(super) warnings: Vec<String>,
     /// What is left to be done by hand.
@@ -73,7 +94,12 @@ pub(super) fn containerd(target: &Target<'_>, paths: &ContainerdPaths<'_>) -> Re
     let config = ContainerdConfig::load(target.root, paths.config, version)?;
     let folder = paths.folder(&config);
     let mut plan = Plan::default();
-    hosts(&mut plan, target, &folder, version)?;
+    let ca = authority(&mut plan, target, &folder)?;
+    let named = Target { registries: if target.are_named { target.registries } else { &[] }, ..*target };
+    hosts(&mut plan, if target.all { &named } else { target }, &folder, version, ca.as_deref())?;
+    if target.all {
+        all_hosts(&mut plan, target, &folder, version, ca.as_deref())?;
+    }
     if config.folders().is_empty() {
         let lines = config.lines(&folder);
         let step = format!("add to {}, and restart containerd:\n\n{lines}\n", config.file.display());
@@ -100,12 +126,49 @@ pub(super) fn containerd(target: &Target<'_>, paths: &ContainerdPaths<'_>) -> Re
     Ok(plan)
 }
 
+/// The mirror's authority below a folder of certificates; its path, as the engine knows it.
+fn authority(plan: &mut Plan, target: &Target<'_>, folder: &Path) -> Result<Option<String>, EngineError> {
+    let Some(pem) = target.authority else { return Ok(None) };
+    let known = certificates::place(folder, target.mirror);
+    let path = target.root.under(&known);
+    plan.changes.push(Change::write(path.clone(), read(&path)?, pem.to_owned()));
+    Ok(Some(known.display().to_string()))
+}
+
+/// The `hosts.toml` for all registries that have no folder of their own.
+fn all_hosts(
+    plan: &mut Plan,
+    target: &Target<'_>,
+    folder: &Path,
+    version: Option<Version>,
+    ca: Option<&str>,
+) -> Result<(), EngineError> {
+    let config_path = target.root.under(folder);
+    let place = containerd::default_folder(&config_path);
+    let wanted = Wanted { mirror: target.mirror, upstream: None, ca, version };
+    host(plan, &place, &wanted)?;
+    let ours = plan.changes.iter().filter_map(|change| change.path().parent()).collect::<Vec<_>>();
+    let others =
+        list(&config_path)?.into_iter().filter(|name| !ours.contains(&config_path.join(name).as_path()));
+    let others: Vec<String> = others.collect();
+    plan.notes.push("this is for all registries: the mirror is asked first for each".to_owned());
+    if !others.is_empty() {
+        plan.warnings.push(format!(
+            "{} in {} have folders of their own, which go before the one for all: name them with --registry",
+            others.join(", "),
+            config_path.display()
+        ));
+    }
+    Ok(())
+}
+
 /// A `hosts.toml` for each registry below `folder`.
 fn hosts(
     plan: &mut Plan,
     target: &Target<'_>,
     folder: &Path,
     version: Option<Version>,
+    ca: Option<&str>,
 ) -> Result<(), EngineError> {
     let config_path = target.root.under(folder);
     for registry in target.registries {
@@ -117,30 +180,38 @@ fn hosts(
             let (default, place) = (default.display(), place.display());
             plan.warnings.push(format!("{default} no longer counts for {registry}: it has {place}"));
         }
-        let certificates = containerd::certificates(place)?;
-        if !certificates.is_empty() {
-            plan.warnings.push(format!(
-                "{} in {} no longer count once there is a hosts.toml: name them in it, as `ca` and `client`",
-                certificates.join(", "),
-                place.display()
-            ));
-        }
-        let path = place.join(hosts_toml::FILE);
         let upstream = target.upstream(registry);
-        let wanted = Wanted { mirror: target.mirror, upstream: &upstream, version };
-        let before = read(&path)?;
-        let after = match &before {
-            Some(text) => hosts_toml::with_mirror(text, &wanted),
-            None => hosts_toml::new(&wanted),
-        };
-        let after = after.map_err(|reason| EngineError::Invalid { path: path.clone(), reason })?;
-        plan.changes.push(Change::write(path, before, after));
+        let wanted = Wanted { mirror: target.mirror, upstream: Some(&upstream), ca, version };
+        host(plan, place, &wanted)?;
     }
+    Ok(())
+}
+
+/// The `hosts.toml` in one folder.
+fn host(plan: &mut Plan, place: &Path, wanted: &Wanted<'_>) -> Result<(), EngineError> {
+    let certificates = containerd::certificates(place)?;
+    if !certificates.is_empty() {
+        plan.warnings.push(format!(
+            "{} in {} no longer count once there is a hosts.toml: name them in it, as `ca` and `client`",
+            certificates.join(", "),
+            place.display()
+        ));
+    }
+    let path = place.join(hosts_toml::FILE);
+    let before = read(&path)?;
+    let after = match &before {
+        Some(text) => hosts_toml::with_mirror(text, wanted),
+        None => hosts_toml::new(wanted),
+    };
+    let after = after.map_err(|reason| EngineError::Invalid { path: path.clone(), reason })?;
+    plan.changes.push(Change::write(path, before, after));
     Ok(())
 }
 
 pub(super) fn podman(target: &Target<'_>) -> Result<Plan, EngineError> {
     let mut plan = Plan::default();
+    target.say_which(&mut plan, Engine::Podman);
+    authority(&mut plan, target, Path::new(certificates::PODMAN))?;
     let path = target.root.under(registries_conf::OURS);
     let all = Registries::load(target.root)?;
     let before = read(&path)?;
@@ -169,6 +240,8 @@ pub(super) fn podman(target: &Target<'_>) -> Result<Plan, EngineError> {
 
 pub(super) fn docker(target: &Target<'_>) -> Result<Plan, EngineError> {
     let mut plan = Plan::default();
+    target.say_which(&mut plan, Engine::Docker);
+    let ca = authority(&mut plan, target, Path::new(daemon_json::HOSTS_DIR))?;
     let path = target.root.under(daemon_json::CONFIG);
     let version = Engine::Docker.version();
     let invalid = |reason| EngineError::Invalid { path: path.clone(), reason };
@@ -193,7 +266,7 @@ pub(super) fn docker(target: &Target<'_>) -> Result<Plan, EngineError> {
         let hub = hub.into_iter().filter(|_| hub_file.exists());
         let registries: Vec<_> = hub.chain(others).collect();
         let target = Target { registries: &registries, ..*target };
-        hosts(&mut plan, &target, Path::new(daemon_json::HOSTS_DIR), None)?;
+        hosts(&mut plan, &target, Path::new(daemon_json::HOSTS_DIR), None, ca.as_deref())?;
     } else if !others.is_empty() {
         let names: Vec<_> = others.iter().map(Host::as_str).collect();
         plan.warnings.push(format!(
@@ -217,7 +290,11 @@ pub(super) fn undo(
             let config = ContainerdConfig::load(root, paths.config, Engine::Containerd.version())?;
             hosts_files(&root.under(paths.folder(&config)), only)?
         }
-        Engine::Podman => vec![root.under(registries_conf::OURS)],
+        Engine::Podman => {
+            let mut files = authorities(&root.under(certificates::PODMAN), only)?;
+            files.push(root.under(registries_conf::OURS));
+            files
+        }
         Engine::Docker => {
             let mut files = hosts_files(&root.under(daemon_json::HOSTS_DIR), only)?;
             files.push(root.under(daemon_json::CONFIG));
@@ -228,12 +305,22 @@ pub(super) fn undo(
     Ok(Plan { changes: changes.collect::<Result<_, _>>()?, ..Plan::default() })
 }
 
-/// The `hosts.toml` files below a folder: of some registries, or of all.
+/// The `hosts.toml` files below a folder: of some registries, or of all, with the authorities beside them.
 fn hosts_files(folder: &Path, only: &[Host]) -> Result<Vec<PathBuf>, EngineError> {
-    let mut folders: Vec<_> =
-        only.iter().flat_map(|registry| containerd::host_folders(folder, registry)).collect();
+    let default = containerd::default_folder(folder);
+    let folders = only.iter().flat_map(|registry| containerd::host_folders(folder, registry));
+    let mut folders: Vec<_> = folders.filter(|folder| *folder != default).collect();
     if only.is_empty() {
         folders = list(folder)?.into_iter().map(|name| folder.join(name)).collect();
     }
-    Ok(folders.into_iter().map(|folder| folder.join(hosts_toml::FILE)).collect())
+    let files = folders.into_iter().map(|folder| folder.join(hosts_toml::FILE));
+    Ok(files.chain(authorities(folder, only)?).collect())
+}
+
+/// The authorities below a folder of certificates; none if only some registries are meant, since the others need them.
+fn authorities(folder: &Path, only: &[Host]) -> Result<Vec<PathBuf>, EngineError> {
+    if !only.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(list(folder)?.into_iter().map(|name| folder.join(name).join(certificates::FILE)).collect())
 }

@@ -3,14 +3,14 @@
 
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::http::header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, WARNING};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use serde::Deserialize;
 
-use super::super::pull::{STALE, text};
+use super::super::pull::{say_age, text};
 use super::super::{CONTENT_DIGEST, set};
 use crate::ipfs::Peer;
 use crate::mirror::{
@@ -64,7 +64,9 @@ async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: 
     let served = match mirror.manifest_for_peer(repo, reference, hop).await {
         Ok(ManifestForPeer::Found(served)) => served,
         Ok(ManifestForPeer::Absent) => return StatusCode::NOT_FOUND.into_response(),
-        Ok(ManifestForPeer::No) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Ok(ManifestForPeer::NotMirrored) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Ok(ManifestForPeer::No) => return StatusCode::NOT_ACCEPTABLE.into_response(),
+        Err(error) if error.is_refusal() => return StatusCode::FORBIDDEN.into_response(),
         Err(error) => {
             tracing::debug!(repo.name = %repo, %reference, error = %chain(&error), "a peer was not given a manifest");
             return StatusCode::BAD_GATEWAY.into_response();
@@ -74,16 +76,12 @@ async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: 
     let headers = response.headers_mut();
     set(headers, CONTENT_DIGEST, served.manifest.digest.to_string());
     set(headers, CONTENT_TYPE, served.manifest.media_type);
-    if let Some(age) = served.age {
-        set(headers, AGE, age.since_confirmed.as_secs().to_string());
-        if age.stale {
-            headers.insert(WARNING, HeaderValue::from_static(STALE));
-        }
-    }
+    say_age(headers, served.age);
     response
 }
 
-/// Who cannot be served is told so by a status alone: 503 with others to ask, 404, or 502 if upstream did not deliver.
+/// Who cannot be served is told so by a status alone: 503 with others to ask, 421 if the registry is not mirrored here, 403
+/// if it refuses us, 404, or 502 if it did not deliver.
 async fn blob(
     mirror: &Mirror,
     peer: &Peer,
@@ -99,7 +97,10 @@ async fn blob(
             set(response.headers_mut(), REFER, joined(&peers));
             return response;
         }
+        Ok(BlobForPeer::NotMirrored) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
+        Ok(BlobForPeer::Refused) => return StatusCode::FORBIDDEN.into_response(),
         Ok(BlobForPeer::No) => return StatusCode::NOT_FOUND.into_response(),
+        Err(error) if error.is_refusal() => return StatusCode::FORBIDDEN.into_response(),
         Err(error) => {
             tracing::debug!(%digest, error = %chain(&error), "a peer was not given a blob");
             return StatusCode::BAD_GATEWAY.into_response();

@@ -14,6 +14,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::TlsError;
+use crate::config::SELF_SIGNED_CERTIFICATE;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Some clients refuse certificates that are good for longer than 398 days.
@@ -27,7 +28,7 @@ pub(super) fn pair(folder: &Path) -> PathBuf {
 
 /// The certificate alone, to be handed to clients.
 fn public(folder: &Path) -> PathBuf {
-    folder.join("certificate.pem")
+    folder.join(SELF_SIGNED_CERTIFICATE)
 }
 
 /// Sees to it that there is a good pair for `names` in `folder`, and says when the next one is due.

@@ -73,6 +73,25 @@ impl FromStr for Hop {
     }
 }
 
+/// Why a peer cannot go upstream for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::mirror) enum Unable {
+    /// It does not mirror the registry, or not for us.
+    NotMirrored,
+    /// The registry refused it: it lacks credentials.
+    Refused,
+}
+
+impl Unable {
+    fn of(status: StatusCode) -> Option<Self> {
+        match status {
+            StatusCode::MISDIRECTED_REQUEST => Some(Self::NotMirrored),
+            StatusCode::FORBIDDEN => Some(Self::Refused),
+            _ => None,
+        }
+    }
+}
+
 /// What a peer says when it is asked for a blob.
 pub(in crate::mirror) enum Answer {
     Bytes {
@@ -85,6 +104,7 @@ pub(in crate::mirror) enum Answer {
     },
     /// Others have it, to be asked in this order. Nobody: the peer is still looking for it.
     Refer(Vec<Peer>),
+    Unable(Unable),
     No,
 }
 
@@ -102,6 +122,7 @@ pub(in crate::mirror) enum ManifestAnswer {
     Found(PeerManifest),
     /// Upstream told it that there is none.
     Absent,
+    Unable(Unable),
     /// It cannot say.
     No,
 }
@@ -136,7 +157,7 @@ impl Mesh {
             StatusCode::SERVICE_UNAVAILABLE => {
                 return Ok(Answer::Refer(referred(peers(headers, &REFER), self.us())));
             }
-            _ => return Ok(Answer::No),
+            status => return Ok(Unable::of(status).map_or(Answer::No, Answer::Unable)),
         }
         let Some((at, size_bytes)) = extent(headers).filter(|(at, _)| *at <= from) else {
             self.leave_alone(peer);
@@ -161,7 +182,7 @@ impl Mesh {
         match response.status() {
             StatusCode::OK => (),
             StatusCode::NOT_FOUND => return Ok(ManifestAnswer::Absent),
-            _ => return Ok(ManifestAnswer::No),
+            status => return Ok(Unable::of(status).map_or(ManifestAnswer::No, ManifestAnswer::Unable)),
         }
         let age = text(response.headers(), &AGE).and_then(|age| age.parse().ok()).map(Duration::from_secs);
         let stale = response.headers().contains_key(WARNING);

@@ -21,9 +21,10 @@ use bytes::Bytes;
 use moka::sync::Cache;
 
 use crate::ipfs::{Ipfs, Peer};
+use crate::oci::Host;
 use crate::tasks::Tasks;
 pub use ask::{ALIVE_PATH, HOP, Hop, PATH, REFER};
-pub(super) use ask::{Answer, ManifestAnswer, PeerManifest};
+pub(super) use ask::{Answer, ManifestAnswer, PeerManifest, Unable};
 pub(super) use fanout::Followers;
 pub(super) use holdings::{Held, Key};
 use holdings::{Ours, Theirs};
@@ -39,6 +40,10 @@ const FORGIVEN_AFTER: Duration = Duration::from_secs(30);
 const BAN: Duration = Duration::from_secs(3600);
 /// A peer that sent something so lately is there: what else it is asked waits its turn on the same connection.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
+/// How long a peer that could not go to a registry is not asked to again.
+const UNABLE_FOR: Duration = Duration::from_secs(60);
+/// Pairs of a peer and a registry of which that is remembered.
+const UNABLE_MAX: u64 = 4096;
 /// How long ago a peer must have answered to be reckoned with: its answers take up to [`TELL_WAIT`].
 const ANSWERED_WITHIN: Duration = Duration::from_secs(40);
 /// How long a peer that asks what we hold waits for news.
@@ -62,6 +67,8 @@ struct Shared {
     peers: Mutex<HashMap<Peer, Known>>,
     /// Until when those are left alone that sent wrong bytes: it holds though they leave and come again.
     banned: Cache<Peer, Instant>,
+    /// Who cannot go to which registry.
+    unable: Cache<(Peer, Host), ()>,
 }
 
 /// What is known of a peer.
@@ -117,7 +124,8 @@ impl Mesh {
         // Not known before: a peer must not take what we hold for what we held in a run before.
         let epoch = uuid::Uuid::new_v4().as_u64_pair().0;
         let banned = Cache::builder().max_capacity(BANNED_MAX).time_to_live(BAN).build();
-        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default(), banned };
+        let unable = Cache::builder().max_capacity(UNABLE_MAX).time_to_live(UNABLE_FOR).build();
+        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default(), banned, unable };
         let mesh = Self(Arc::new(shared));
         let listener = mesh.clone();
         let of_peers = tasks.clone();
@@ -146,9 +154,9 @@ impl Mesh {
         !self.peers().values().any(|known| known.is_healthy(now))
     }
 
-    /// Whom to ask for what has a digest, in this order. Upstream is among them once: those behind it may have
+    /// Whom to ask for what has a digest and is of `registry`, in this order. Upstream is among them once: those behind it may have
     /// credentials that we lack.
-    pub(super) fn candidates(&self, key: Key) -> Vec<Candidate> {
+    pub(super) fn candidates(&self, key: Key, registry: &Host) -> Vec<Candidate> {
         let now = Instant::now();
         let (mut whole, mut filling, mut healthy) = (Vec::new(), Vec::new(), Vec::new());
         {
@@ -168,20 +176,21 @@ impl Mesh {
         filling.retain(|peer| weight(peer, key) > ours);
         let filling = succession(filling, key).into_iter().take(HOLDERS_MAX);
         let held = whole.chain(filling).map(|peer| Candidate::Peer(peer, Hop::Held));
-        held.chain(self.fetchers(healthy, key)).collect()
+        held.chain(self.fetchers(healthy, key, registry)).collect()
     }
 
-    /// Whom to ask to go upstream for something, in this order: the succession, with ourselves in our place.
-    pub(super) fn fetchers_of(&self, key: Key) -> Vec<Candidate> {
+    /// Whom to ask to go to `registry` for something, in this order: the succession, with ourselves in our place.
+    pub(super) fn fetchers_of(&self, key: Key, registry: &Host) -> Vec<Candidate> {
         let now = Instant::now();
         let peers = self.peers();
         let healthy = peers.iter().filter(|(_, known)| known.is_healthy(now)).map(|(peer, _)| peer.clone());
         let healthy: Vec<Peer> = healthy.collect();
         drop(peers);
-        self.fetchers(healthy, key)
+        self.fetchers(healthy, key, registry)
     }
 
-    fn fetchers(&self, mut healthy: Vec<Peer>, key: Key) -> Vec<Candidate> {
+    fn fetchers(&self, mut healthy: Vec<Peer>, key: Key, registry: &Host) -> Vec<Candidate> {
+        healthy.retain(|peer| !self.0.unable.contains_key(&(peer.clone(), registry.clone())));
         healthy.push(self.0.us.clone());
         let order = succession(healthy, key);
         let before: Vec<Peer> = order.iter().take_while(|peer| **peer != self.0.us).cloned().collect();
@@ -229,6 +238,14 @@ impl Mesh {
 
     pub(super) fn us(&self) -> &Peer {
         &self.0.us
+    }
+
+    /// These peers cannot go to a registry: they are not asked to for a while. What they hold they are.
+    pub(super) fn are_unable(&self, peers: &[Peer], registry: &Host) {
+        for peer in peers {
+            tracing::debug!(%peer, %registry, "peer cannot go to the registry: it is not asked to for a while");
+            self.0.unable.insert((peer.clone(), registry.clone()), ());
+        }
     }
 
     /// A peer failed: it is not asked for a while.

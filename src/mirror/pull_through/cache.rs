@@ -62,6 +62,13 @@ pub struct CachedImage {
     pub pinned: bool,
 }
 
+/// Whether an image that is to go is held by its pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pins {
+    Kept,
+    Ignored,
+}
+
 /// What an image needs.
 struct Needs {
     image: (RepoName, Digest),
@@ -120,7 +127,7 @@ impl Images {
     }
 
     /// Takes an image out of the cache, and frees what only it needed. `false`: it is not there.
-    pub(in crate::mirror) async fn evict(&self, image: &ImageName) -> Result<bool, MirrorError> {
+    pub(in crate::mirror) async fn evict(&self, image: &ImageName, pins: Pins) -> Result<bool, MirrorError> {
         let tag = "latest".parse().map(Reference::Tag);
         let reference = match &image.reference {
             Some(reference) => reference.clone(),
@@ -130,6 +137,13 @@ impl Images {
             return Ok(false);
         };
         let parsed = ParsedManifest::parse(None, &manifest.bytes).ok();
+        if pins == Pins::Kept {
+            let children = parsed.iter().flat_map(|parsed| &parsed.manifests).map(|child| child.digest);
+            let going: HashSet<Digest> = children.chain([manifest.digest]).collect();
+            if let Some(pin) = self.pin_of(&going).await? {
+                return Err(MirrorError::Pinned { image: image.shown(), pin: pin.shown() });
+            }
+        }
         for child in parsed.iter().flat_map(|parsed| &parsed.manifests) {
             self.cache.delete_manifest(&image.repo, &Reference::Digest(child.digest)).await?;
         }
@@ -285,18 +299,38 @@ impl Images {
         }
     }
 
-    /// The manifests that pins keep: what they name, and below an index all images.
+    /// The manifests that pins keep.
     async fn pinned(&self) -> Result<HashSet<Digest>, MirrorError> {
-        let pins = lock(&self.pins).clone();
         let mut pinned = HashSet::new();
-        for image in pins.iter().filter_map(|pin| pin.parse::<ImageName>().ok()) {
-            let Some(reference) = &image.reference else { continue };
-            let Some((manifest, _)) = self.cache.manifest(&image.repo, reference).await? else { continue };
-            pinned.insert(manifest.digest);
-            let parsed = ParsedManifest::parse(None, &manifest.bytes).ok();
-            pinned.extend(parsed.iter().flat_map(|parsed| &parsed.manifests).map(|child| child.digest));
+        for pin in self.pins() {
+            pinned.extend(self.kept_by(&pin).await?);
         }
         Ok(pinned)
+    }
+
+    /// A pin that keeps one of these manifests.
+    async fn pin_of(&self, digests: &HashSet<Digest>) -> Result<Option<ImageName>, MirrorError> {
+        for pin in self.pins() {
+            if self.kept_by(&pin).await?.iter().any(|kept| digests.contains(kept)) {
+                return Ok(Some(pin));
+            }
+        }
+        Ok(None)
+    }
+
+    fn pins(&self) -> Vec<ImageName> {
+        lock(&self.pins).iter().filter_map(|pin| pin.parse().ok()).collect()
+    }
+
+    /// The manifests that a pin keeps: what it names, and below an index all images.
+    async fn kept_by(&self, pin: &ImageName) -> Result<Vec<Digest>, MirrorError> {
+        let Some(reference) = &pin.reference else { return Ok(Vec::new()) };
+        let Some((manifest, _)) = self.cache.manifest(&pin.repo, reference).await? else {
+            return Ok(Vec::new());
+        };
+        let parsed = ParsedManifest::parse(None, &manifest.bytes).ok();
+        let children = parsed.iter().flat_map(|parsed| &parsed.manifests).map(|child| child.digest);
+        Ok(children.chain([manifest.digest]).collect())
     }
 
     async fn uses_on_disk(&self) -> Result<HashMap<String, u64>, MirrorError> {

@@ -71,6 +71,8 @@ pub(super) struct Fill {
     begun_at: Instant,
     /// It was begun for a peer: others of the mesh are not asked.
     pub(super) is_of_upstream_alone: bool,
+    /// The registry refused us, in this fill or in one before it for the same client.
+    refused: Arc<AtomicBool>,
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
     followers: Mutex<Followers>,
@@ -182,6 +184,7 @@ impl Fill {
             window: Mutex::default(),
             begun_at: Instant::now(),
             is_of_upstream_alone: supply.mesh.is_none() || supply.is_for_peer,
+            refused: supply.refused.clone(),
             released: AtomicBool::new(false),
             followers: Mutex::default(),
             metrics,
@@ -207,6 +210,11 @@ impl Fill {
             let _ = timeout(left, state.wait_for(|state| !held_back(state))).await;
         }
         self.released.store(true, Ordering::Release);
+    }
+
+    /// Whether the registry refused us: only others can bring the blob.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
     }
 
     fn status(&self) -> FillStatus {

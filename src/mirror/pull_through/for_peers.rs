@@ -27,6 +27,10 @@ pub enum BlobForPeer {
     Found(Box<SharedBlob>),
     /// Enough follow its fill already: these. Nobody: it is still looking for it.
     Refer(Vec<Peer>),
+    /// Its registry is not mirrored here, or not shared.
+    NotMirrored,
+    /// Its registry refuses us.
+    Refused,
     /// It is not here, and not to be fetched for this peer.
     No,
 }
@@ -50,6 +54,8 @@ pub enum ManifestForPeer {
     Found(Box<Served>),
     /// Upstream says that there is none.
     Absent,
+    /// Its registry is not mirrored here, or not shared.
+    NotMirrored,
     /// It cannot be said.
     No,
 }
@@ -81,7 +87,7 @@ impl PullThrough {
         digest: &Digest,
         hop: Hop,
     ) -> Result<BlobForPeer, MirrorError> {
-        let Some(place) = self.shared_place(joined) else { return Ok(BlobForPeer::No) };
+        let Some(place) = self.shared_place(joined) else { return Ok(BlobForPeer::NotMirrored) };
         if let Some(blob) = self.shared_blob(&place, digest).await? {
             let size_bytes = blob.size_bytes;
             let content = Content::Cached(Box::new(blob));
@@ -93,7 +99,11 @@ impl PullThrough {
         let fill = match self.0.fills.running(digest) {
             Some(fill) if self.may_follow(&fill, peer) => fill,
             Some(fill) if fill.state().from.is_none() && self.is_shared(&fill.repository.host) => {
-                return Ok(BlobForPeer::Refer(Vec::new()));
+                // Else two that lack credentials would wait for each other.
+                return Ok(match fill.is_refused() {
+                    true => BlobForPeer::Refused,
+                    false => BlobForPeer::Refer(Vec::new()),
+                });
             }
             Some(_) => return Ok(BlobForPeer::No),
             None if hop == Hop::Fetch => self.0.fills.follow(supply.clone())?,
@@ -133,7 +143,7 @@ impl PullThrough {
         reference: &Reference,
         hop: Hop,
     ) -> Result<ManifestForPeer, MirrorError> {
-        let Some(place) = self.shared_place(joined) else { return Ok(ManifestForPeer::No) };
+        let Some(place) = self.shared_place(joined) else { return Ok(ManifestForPeer::NotMirrored) };
         let scope = match hop {
             Hop::Fetch => Scope::Upstream,
             Hop::Held => Scope::Local,

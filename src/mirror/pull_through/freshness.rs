@@ -1,5 +1,6 @@
 //! How old a tag may be: when upstream is asked, and what is served while it does not answer.
 
+use std::collections::HashMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -25,15 +26,15 @@ pub(super) enum Verdict {
     Ask,
 }
 
-/// Judges what was confirmed. A clock that was set back makes it old, never young.
+/// Judges what was confirmed at that time. A clock that was set back makes it old, never young.
 pub(super) fn judge(
-    confirmed: Option<&Confirmed>,
+    confirmed_at: Option<SystemTime>,
     now: SystemTime,
     ttl: Duration,
     stale_for: Duration,
 ) -> Verdict {
-    let Some(confirmed) = confirmed else { return Verdict::Ask };
-    match now.duration_since(confirmed.at) {
+    let Some(confirmed_at) = confirmed_at else { return Verdict::Ask };
+    match now.duration_since(confirmed_at) {
         Ok(age) if age < ttl => Verdict::Fresh,
         Ok(age) if age >= ttl.saturating_add(stale_for) => Verdict::Ask,
         Ok(_) | Err(_) => Verdict::AskOrServe,
@@ -65,10 +66,14 @@ impl Tags {
         let (notes, key) = (self.0.clone(), key(repo, tag));
         let row = off_thread(move || notes.get(&key)).await?;
         // A row that cannot be read is as good as none: upstream is asked.
-        Ok(row.and_then(|row| serde_json::from_slice::<Row>(&row).ok()).and_then(|row| {
-            let at = UNIX_EPOCH.checked_add(Duration::from_secs(row.at_s))?;
-            Some(Confirmed { digest: row.digest.parse().ok()?, at })
-        }))
+        Ok(row.and_then(|row| read(&row)))
+    }
+
+    /// When each tag of a repository was confirmed.
+    pub(super) async fn of(&self, repo: &RepoName) -> Result<HashMap<String, SystemTime>, StoreError> {
+        let (notes, prefix) = (self.0.clone(), format!("tag/{repo}:"));
+        let rows = off_thread(move || notes.below(&prefix)).await?;
+        Ok(rows.into_iter().filter_map(|(tag, row)| Some((tag, read(&row)?.at))).collect())
     }
 
     pub(super) async fn put(
@@ -86,6 +91,12 @@ impl Tags {
     }
 }
 
+fn read(row: &[u8]) -> Option<Confirmed> {
+    let row: Row = serde_json::from_slice(row).ok()?;
+    let at = UNIX_EPOCH.checked_add(Duration::from_secs(row.at_s))?;
+    Some(Confirmed { digest: row.digest.parse().ok()?, at })
+}
+
 fn key(repo: &RepoName, tag: &Tag) -> String {
     format!("tag/{repo}:{tag}")
 }
@@ -99,7 +110,7 @@ mod tests {
 
     fn judged(age: Duration) -> Verdict {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
-        judge(Some(&Confirmed { digest: Digest::sha256(b"x"), at: now - age }), now, TTL, STALE)
+        judge(Some(now - age), now, TTL, STALE)
     }
 
     #[test]
@@ -114,14 +125,12 @@ mod tests {
 
     #[test]
     fn a_tag_of_the_future_is_not_fresh() {
-        let confirmed = Confirmed { digest: Digest::sha256(b"x"), at: UNIX_EPOCH + TTL };
-        assert_eq!(judge(Some(&confirmed), UNIX_EPOCH, TTL, STALE), Verdict::AskOrServe);
+        assert_eq!(judge(Some(UNIX_EPOCH + TTL), UNIX_EPOCH, TTL, STALE), Verdict::AskOrServe);
     }
 
     #[test]
     fn without_a_time_to_live_every_request_asks() {
         let now = UNIX_EPOCH + TTL;
-        let confirmed = Confirmed { digest: Digest::sha256(b"x"), at: now };
-        assert_eq!(judge(Some(&confirmed), now, Duration::ZERO, STALE), Verdict::AskOrServe);
+        assert_eq!(judge(Some(now), now, Duration::ZERO, STALE), Verdict::AskOrServe);
     }
 }

@@ -7,10 +7,11 @@ use tokio::time::timeout;
 
 use super::super::push::PutManifest;
 use super::super::{Age, Manifest, MirrorError, Origin, Served, chain};
+use super::flights::Flights;
 use super::freshness::{self, Confirmed, Verdict};
 use super::{HEADER_TIMEOUT, Place, PullThrough, STALE_AFTER, late};
 use crate::ipfs::Peer;
-use crate::mirror::mesh::{Candidate, Held, Hop, Key, ManifestAnswer, Mesh};
+use crate::mirror::mesh::{Candidate, Held, Hop, Key, ManifestAnswer, Mesh, Unable};
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, Reference, Tag};
 use crate::upstream::Fetched;
@@ -91,7 +92,7 @@ impl PullThrough {
         let config = place.upstream.config();
         let ttl = config.tag_ttl(&place.repository.name, tag);
         let confirmed = self.0.tags.get(&place.joined, tag).await?;
-        let verdict = freshness::judge(confirmed.as_ref(), now, ttl, config.stale_for);
+        let verdict = freshness::judge(confirmed.map(|confirmed| confirmed.at), now, ttl, config.stale_for);
         let at_hand = match (&confirmed, verdict) {
             (Some(confirmed), Verdict::Fresh | Verdict::AskOrServe) => {
                 let manifest = self.cached(place, &confirmed.digest).await?;
@@ -150,22 +151,24 @@ impl PullThrough {
         }
         let (this, asked, of) = (self.clone(), reference.clone(), place.clone());
         let work = Box::pin(async move { this.confirm(&of, &asked, scope).await });
-        self.once(format!("{}@{reference}/{scope:?}", place.joined), place, work).await
+        self.once(&self.0.look_ups, format!("{}@{reference}/{scope:?}", place.joined), place, work).await
     }
 
     /// Upstream is asked once for our own clients and for peers.
     async fn ask_upstream(&self, place: &Place, reference: &Reference) -> Outcome {
         let (this, asked, of) = (self.clone(), reference.clone(), place.clone());
         let work = Box::pin(async move { this.confirm_upstream(&of, &asked).await });
-        self.once(format!("{}@{reference}/upstream", place.joined), place, work).await
+        self.once(&self.0.look_ups, format!("{}@{reference}/upstream", place.joined), place, work).await
     }
 
-    async fn once(
+    /// The outcome of `work`, as one of `flights`, unless there was no good one a moment ago.
+    pub(super) async fn once<T: Clone + Send + Sync + 'static>(
         &self,
+        flights: &Flights<String, Result<Option<T>, Failure>>,
         key: String,
         place: &Place,
-        work: impl Future<Output = Result<Option<Confirmation>, MirrorError>> + Send + 'static,
-    ) -> Outcome {
+        work: impl Future<Output = Result<Option<T>, MirrorError>> + Send + 'static,
+    ) -> Result<Option<T>, Failure> {
         if let Some((until, failure)) = self.0.negative.get(&key)
             && Instant::now() < until
         {
@@ -183,7 +186,7 @@ impl PullThrough {
             this.0.negative.insert(key, (until, negative));
             outcome
         };
-        self.0.look_ups.join(flight, work).await
+        flights.join(flight, work).await
     }
 
     /// Asks whoever is meant to, one after the other; a stale answer is better than none.
@@ -197,15 +200,16 @@ impl PullThrough {
         let Some(mesh) = mesh else {
             return self.ask_upstream(place, reference).await.map_err(MirrorError::Fill);
         };
+        let registry = &place.repository.host;
         let key = match reference {
             Reference::Digest(digest) => Key::of_digest(digest),
             Reference::Tag(tag) => Key::of_tag(&place.joined, tag),
         };
         let candidates = match reference {
-            Reference::Digest(_) => mesh.candidates(key),
-            Reference::Tag(_) => mesh.fetchers_of(key),
+            Reference::Digest(_) => mesh.candidates(key, registry),
+            Reference::Tag(_) => mesh.fetchers_of(key, registry),
         };
-        let (mut failure, mut stale) = (None, None);
+        let (mut failure, mut stale, mut refused) = (None, None, Vec::new());
         // One that lacks credentials may be told that there is nothing: then we go and see, and ask no more peers to.
         let mut may_be_absent = false;
         for candidate in candidates {
@@ -220,13 +224,27 @@ impl PullThrough {
                         may_be_absent = true;
                         continue;
                     }
+                    Ok(Some(ManifestAnswer::Unable(Unable::Refused))) => {
+                        refused.push(peer);
+                        continue;
+                    }
+                    Ok(Some(ManifestAnswer::Unable(Unable::NotMirrored))) => {
+                        mesh.are_unable(&[peer], registry);
+                        continue;
+                    }
                     Ok(Some(ManifestAnswer::No) | None) => continue,
                     Err(error) => Err(error),
                 },
             };
             match outcome {
                 Ok(Some(found)) if found.stale => stale = Some(found),
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    // They were refused what others were given.
+                    if found.is_some() {
+                        mesh.are_unable(&refused, registry);
+                    }
+                    return Ok(found);
+                }
                 Err(error) => failure = Some(error),
             }
         }

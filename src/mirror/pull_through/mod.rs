@@ -11,6 +11,7 @@ mod finishing;
 mod flights;
 mod for_peers;
 mod freshness;
+mod lists;
 mod manifests;
 mod names;
 mod pace;
@@ -31,18 +32,19 @@ use super::{Inner, MirrorError};
 use crate::ipfs::{Ipfs, Peer};
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::store::{Store, StoreStats};
+use crate::store::{Notes, Store, StoreStats};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamStatus, Upstreams};
 
 pub(super) use blobs::Found;
-pub use cache::CachedImage;
 use cache::Images;
+pub use cache::{CachedImage, Pins};
 pub use fill::FillStatus;
 use fill::Fills;
 use flights::Flights;
 pub use for_peers::{BlobForPeer, ManifestForPeer, SharedBlob};
 use freshness::Tags;
+use lists::ListOutcome;
 pub(super) use manifests::Scope;
 use manifests::{Failure, Outcome};
 pub(super) use names::Place;
@@ -94,6 +96,8 @@ struct Shared {
     paces: Paces,
     tags: Tags,
     look_ups: Flights<String, Outcome>,
+    listings: Flights<String, ListOutcome>,
+    notes: Notes,
     /// `None`: nothing is shared.
     mesh: Option<Mesh>,
     negative: Memory<String, (Instant, Option<Failure>)>,
@@ -121,6 +125,8 @@ impl PullThrough {
             paces: Paces::default(),
             tags: Tags::new(store.notes().clone()),
             look_ups: Flights::new(tasks.clone()),
+            listings: Flights::new(tasks.clone()),
+            notes: store.notes().clone(),
             mesh,
             negative: Memory::builder().max_capacity(NEGATIVE_MAX).time_to_live(NEGATIVE_FOR_MAX).build(),
             sizes: Memory::new(SIZES_MAX),

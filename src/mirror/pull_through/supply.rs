@@ -1,13 +1,15 @@
 //! Where the bytes of a fill come from: peers of the mesh that have them, or one of us that goes upstream.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use super::super::mesh::{Answer, Candidate, Hop, Key, Mesh};
+use super::super::mesh::{Answer, Candidate, Hop, Key, Mesh, Unable};
 use super::super::{MirrorError, Origin, chain};
 use super::pace::{Pace, Paces};
 use crate::ipfs::Peer;
@@ -45,6 +47,8 @@ pub(super) struct Supply {
     pace: Option<(Source, Pace)>,
     /// Peers that were left because others are faster.
     shunned: Vec<Peer>,
+    /// The registry refused us.
+    pub(super) refused: Arc<AtomicBool>,
     /// The peers whose bytes are in the fill.
     served_by: HashSet<Peer>,
     /// Some of them had the bytes from others.
@@ -101,6 +105,7 @@ impl Supply {
             size_bytes: None,
             upstream,
             mesh,
+            refused: Arc::default(),
             served_by: HashSet::new(),
             relayed: false,
             forgeries: 0,
@@ -127,10 +132,11 @@ impl Supply {
     /// Asks one after the other. `waits`: not upstream, if one that is meant for it more than we are is there already.
     async fn ask_all(&mut self, at: u64, waits: bool) -> Result<Tried, MirrorError> {
         let mut queue: VecDeque<Candidate> = match self.askable() {
-            Some(mesh) => mesh.candidates(self.key()).into(),
+            Some(mesh) => mesh.candidates(self.key(), &self.repository.host).into(),
             None => [Candidate::Upstream].into(),
         };
-        let (mut asked, mut failure, mut others_ask, mut is_coming) = (Vec::new(), None, false, false);
+        let (mut asked, mut failure, mut refused) = (Vec::new(), None, Vec::new());
+        let (mut others_ask, mut is_coming) = (false, false);
         while let Some(candidate) = queue.pop_front() {
             if asked.contains(&candidate) || asked.len() >= CANDIDATES_MAX {
                 continue;
@@ -140,15 +146,28 @@ impl Supply {
                 Candidate::Upstream if is_coming && waits => return Ok(Tried::Coming),
                 Candidate::Upstream => match self.part(at, None).await {
                     Ok(Some(opened)) => {
+                        self.are_unable(&refused);
                         self.pace = Some((Source::Upstream, Pace::new(Instant::now())));
                         return Ok(Tried::Opened(opened));
                     }
                     Ok(None) => (),
-                    Err(error) => failure = Some(error),
+                    Err(error) => {
+                        self.refused.fetch_or(error.is_refusal(), Ordering::AcqRel);
+                        failure = Some(error);
+                    }
                 },
                 Candidate::Peer(peer, _) if self.shunned.contains(&peer) => (),
                 Candidate::Peer(peer, hop) => match self.ask(&peer, hop, at).await {
+                    Ok(Answer::Bytes { size_bytes, .. })
+                        if self.size_bytes.is_some_and(|known| known != size_bytes) =>
+                    {
+                        tracing::debug!(%peer, digest = %self.digest, size_bytes, "peer has another size of the blob: left alone");
+                        if let Some(mesh) = &self.mesh {
+                            mesh.suspect(&peer);
+                        }
+                    }
                     Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
+                        self.are_unable(&refused);
                         let opened = self.opened_at_peer(peer, size_bytes, at, bytes, path);
                         return Ok(Tried::Opened(opened));
                     }
@@ -159,6 +178,8 @@ impl Supply {
                         let held = peers.into_iter().map(|peer| Candidate::Peer(peer, Hop::Held));
                         held.rev().for_each(|candidate| queue.push_front(candidate));
                     }
+                    Ok(Answer::Unable(Unable::NotMirrored)) => self.are_unable(&[peer]),
+                    Ok(Answer::Unable(Unable::Refused)) => refused.push(peer),
                     Ok(Answer::No) => (),
                     Err(error) => {
                         tracing::debug!(%peer, digest = %self.digest, error = %chain(&error), "peer left out");
@@ -211,6 +232,13 @@ impl Supply {
                 true
             }
             Source::Peer(_) | Source::Upstream => false,
+        }
+    }
+
+    /// Peers were refused what others were given, or do not mirror the registry at all.
+    fn are_unable(&self, peers: &[Peer]) {
+        if let Some(mesh) = &self.mesh {
+            mesh.are_unable(peers, &self.repository.host);
         }
     }
 

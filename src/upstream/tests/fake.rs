@@ -76,6 +76,10 @@ impl Reply {
         Self::raw(bytes)
     }
 
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(super) fn status(status: u16) -> Self {
         Self::new(status, &[], b"")
     }

@@ -100,7 +100,22 @@ async fn lists_of_any_length_are_cut_off() {
     })
     .await;
     let upstream = of(&fake);
-    assert!(matches!(upstream.tags(&repo(), None, 10).await, Err(UpstreamError::TooLarge { .. })));
+    assert!(matches!(upstream.tags(&repo()).await, Err(UpstreamError::TooLarge { .. })));
     let referrers = upstream.referrers(&repo(), &Digest::sha256(BLOB)).await;
     assert!(matches!(referrers, Err(UpstreamError::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn a_list_that_leads_on_and_on_is_given_up() {
+    let fake = Fake::start(|_| {
+        Reply::new(
+            200,
+            &[("Link", "</v2/library/alpine/tags/list?last=a>; rel=\"next\"")],
+            br#"{"tags":["a"]}"#,
+        )
+    })
+    .await;
+    let error = of(&fake).tags(&repo()).await.unwrap_err().to_string();
+    assert!(error.contains("more than 200 pages"), "{error}");
+    assert_eq!(fake.asked().len(), 200);
 }

@@ -4,6 +4,7 @@ mod auth;
 mod fake;
 mod faults;
 mod hostile;
+mod public;
 
 use std::collections::BTreeMap;
 
@@ -133,7 +134,7 @@ async fn what_upstream_does_not_have_is_no_failure() {
     assert_eq!(upstream.manifest(&repo(), &latest()).await.unwrap(), None);
     assert_eq!(upstream.head_blob(&repo(), &digest).await.unwrap(), None);
     assert!(upstream.blob(&repo(), &digest, 0, None).await.unwrap().is_none());
-    assert_eq!(upstream.tags(&repo(), None, 10).await.unwrap(), None);
+    assert_eq!(upstream.tags(&repo()).await.unwrap(), None);
     assert_eq!(upstream.referrers(&repo(), &digest).await.unwrap(), []);
 }
 
@@ -165,12 +166,29 @@ async fn a_blob_begins_at_its_start_where_ranges_are_ignored() {
 }
 
 #[tokio::test]
-async fn tags_come_a_page_at_a_time_also_from_a_registry_without_pages() {
-    let everything: &[u8] = br#"{"name":"library/alpine","tags":["a","b","c","d"]}"#;
-    let fake = Fake::start(|_| Reply::new(200, &[], everything)).await;
-    let tags = of(&fake).tags(&repo(), Some("b"), 1).await.unwrap().unwrap();
-    assert_eq!(tags, ["c"]);
-    assert_eq!(fake.asked(), ["GET /v2/library/alpine/tags/list?n=1&last=b"]);
+async fn tags_come_whole_and_sorted_from_as_many_pages_as_there_are() {
+    let fake = Fake::start(|seen| match seen.target.split_once('?').unwrap().1 {
+        "n=1000" => Reply::new(
+            200,
+            &[("Link", "<http://elsewhere.example/v2/x?last=d&token=%26>; rel=\"next\"")],
+            br#"{"name":"library/alpine","tags":["d","b","not/a tag"]}"#,
+        ),
+        "last=d&token=%26" => Reply::new(200, &[], br#"{"name":"library/alpine","tags":["c","b"]}"#),
+        other => panic!("{other}"),
+    })
+    .await;
+    assert_eq!(of(&fake).tags(&repo()).await.unwrap().unwrap(), ["b", "c", "d"]);
+    assert_eq!(fake.asked().len(), 2, "{:?}", fake.asked());
+}
+
+#[tokio::test]
+async fn a_registry_that_gives_fewer_tags_at_a_time_is_asked_for_as_many_as_it_likes() {
+    let fake = Fake::start(|seen| match seen.target.contains("n=1000") {
+        true => Reply::status(400),
+        false => Reply::new(200, &[], br#"{"tags":["a"]}"#),
+    })
+    .await;
+    assert_eq!(of(&fake).tags(&repo()).await.unwrap().unwrap(), ["a"]);
 }
 
 #[tokio::test]
@@ -184,13 +202,17 @@ async fn referrers_are_read_from_the_fallback_tag_where_upstream_knows_no_list()
     assert_eq!(of(&fake).referrers(&repo(), &digest).await.unwrap()[0].digest, digest);
     assert_eq!(fake.asked(), [format!("GET /v2/library/alpine/referrers/{digest}")]);
 
-    let old = Fake::start(move |seen| match seen.target.contains("referrers") {
-        true => Reply::status(404),
-        false => Reply::new(200, &[], index.as_bytes()),
-    })
-    .await;
-    assert_eq!(of(&old).referrers(&repo(), &digest).await.unwrap()[0].digest, digest);
-    assert!(old.asked()[1].ends_with(&format!("/manifests/sha256-{}", &digest.to_string()[7..])));
+    let web_page = Reply::new(200, &[("Content-Type", "text/html")], b"<html>").bytes().to_vec();
+    for unknown in [Reply::status(404).bytes().to_vec(), Reply::status(405).bytes().to_vec(), web_page] {
+        let index = index.clone();
+        let old = Fake::start(move |seen| match seen.target.contains("referrers") {
+            true => Reply::raw(unknown.clone()),
+            false => Reply::new(200, &[], index.as_bytes()),
+        })
+        .await;
+        assert_eq!(of(&old).referrers(&repo(), &digest).await.unwrap()[0].digest, digest);
+        assert!(old.asked()[1].ends_with(&format!("/manifests/sha256-{}", &digest.to_string()[7..])));
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A registry as an upstream of the mirror: it counts what it is asked, and fails as it is told to.
 
 mod fault;
+mod lists;
 mod wire;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{IMAGE_MANIFEST, Image, PATIENCE};
 pub use fault::{Fault, Rule};
+use lists::Lists;
 use wire::Answer;
 pub use wire::Seen;
 
@@ -49,6 +51,7 @@ struct Shared {
     content: Mutex<Content>,
     seen: Mutex<Vec<Seen>>,
     rules: Mutex<Vec<Rule>>,
+    lists: Mutex<Lists>,
     access: Mutex<Access>,
     /// Tokens of an older generation have expired.
     token_generation: Mutex<u32>,
@@ -60,6 +63,8 @@ struct Content {
     /// By repository and tag or digest.
     manifests: HashMap<(String, String), Digest>,
     blobs: HashMap<Digest, Bytes>,
+    /// Descriptors by repository and subject.
+    referrers: HashMap<(String, Digest), Vec<serde_json::Value>>,
 }
 
 impl Upstream {
@@ -231,6 +236,9 @@ impl Shared {
         }
         if let Some(challenge) = self.challenge(seen) {
             return Answer { headers: vec![("www-authenticate", challenge)], ..Answer::of(401) };
+        }
+        if let Some(list) = lock(&self.content).list(seen, &lock(&self.lists)) {
+            return list;
         }
         let range = seen.header("range").filter(|_| !matches!(fault, Some(Fault::IgnoresRanges)));
         let wrong_at = match fault {
