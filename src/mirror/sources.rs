@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::pull_through::{Place, PullThrough, Scope};
-use super::{Asked, Blob, Content, Inner, MirrorError, Origin, Served};
+use super::{Asked, Blob, Content, Inner, MirrorError, Origin, Purpose, Served};
 use crate::oci::{Digest, Reference};
 
 /// The head start of the trees.
@@ -28,7 +28,7 @@ impl Inner {
         &self,
         asked: &Asked<'_>,
         reference: &Reference,
-        prefetch: bool,
+        purpose: Purpose,
     ) -> Result<Option<Served>, MirrorError> {
         let rooted = Box::pin(async {
             let found = self.manifest(asked.repo, reference).await?;
@@ -39,10 +39,10 @@ impl Inner {
             let Some(served) = pull_through.manifest(&place, reference, Scope::Mesh).await? else {
                 return Ok(None);
             };
-            if asked.registry.is_none() && !pull_through.can_finish(&place, &served).await? {
-                return Err(MirrorError::Unfinishable { repository: place.repository.clone() });
+            if asked.registry.is_none() {
+                pull_through.is_finishable(&place, &served, purpose).await?;
             }
-            if prefetch {
+            if purpose == Purpose::Image {
                 pull_through.prefetch(&place, &served.manifest);
             }
             Ok(Some(served))

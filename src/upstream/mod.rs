@@ -9,6 +9,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod registry;
+mod said;
 
 #[cfg(test)]
 mod tests;
@@ -23,9 +24,10 @@ use crate::config::{PullThrough, RegistryConfig};
 use crate::oci::Host;
 
 pub use body::BlobBody;
-pub use error::UpstreamError;
+pub use error::{Refuser, UpstreamError};
 use registry::Registry;
 pub use registry::{Fetched, Head, Upstream};
+pub use said::Said;
 
 /// Registries that are known by `"*"` alone; of more, those that were not asked for longest are forgotten.
 const ON_DEMAND_MAX: u64 = 256;
@@ -50,7 +52,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct UpstreamStatus {
     pub host: Host,
-    /// Whether it is asked at all; `false` after repeated failures, for a while.
+    /// Whether it is asked for manifests at all; `false` after repeated failures, or if it asked for it, for a while.
     pub is_asked: bool,
     /// The last failure, unless an answer came since.
     pub error: Option<String>,

@@ -8,6 +8,7 @@ mod cache;
 mod common;
 mod faults;
 mod names;
+mod one_source;
 #[path = "../hostile/peer.rs"]
 #[allow(dead_code, reason = "the tests of hostile peers use the rest")]
 mod peer;

@@ -160,11 +160,13 @@ async fn wrong_bytes_get_no_clean_end_and_are_not_kept() {
 
 #[tokio::test]
 async fn a_small_blob_is_given_whole_or_not_at_all() {
-    let (upstream, mirror, digest, blob) = scene(110, 1000).await;
-    upstream.fails(Rule::on("/blobs/", Fault::WrongByteAt(500)));
-    let answer = ask(&mirror, &format!("blobs/{digest}")).await;
-    assert_eq!(answer.status(), StatusCode::NOT_FOUND, "the client can go elsewhere");
-    upstream.heals();
-    let answer = ask(&mirror, &format!("blobs/{digest}")).await;
-    assert!(answer.bytes().await.unwrap() == blob);
+    for (seed, size) in [(110, 1000), (111, 2_000_000)] {
+        let (upstream, mirror, digest, blob) = scene(seed, size).await;
+        upstream.fails(Rule::on("/blobs/", Fault::WrongByteAt(500)));
+        let answer = ask(&mirror, &format!("blobs/{digest}")).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "the client can go elsewhere");
+        upstream.heals();
+        let answer = ask(&mirror, &format!("blobs/{digest}")).await;
+        assert!(answer.bytes().await.unwrap() == blob);
+    }
 }
