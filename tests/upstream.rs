@@ -62,7 +62,7 @@ async fn a_registry_that_wants_a_client_certificate_is_shown_the_one_of_its_conf
     let answer = mirror.get("app/manifests/1").await;
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     let told = answer.text().await.unwrap();
-    assert!(told.contains("certificate"), "it does not tell why: {told}");
+    assert!(told.contains("CertificateRequired"), "it does not tell why: {told}");
 }
 
 #[tokio::test]

@@ -74,7 +74,9 @@ impl PullThrough {
         purpose: Purpose,
     ) -> Result<(), MirrorError> {
         for blob in &image.blobs {
-            if let Some(failure) = self.0.fills.broken(&blob.digest) {
+            if let Some(failure) = self.0.fills.broken(&blob.digest)
+                && !self.0.fills.running(&blob.digest).is_some_and(|fill| fill.state().flows)
+            {
                 return Err(unfinishable(&blob.digest, MirrorError::Fill(failure)));
             }
         }
