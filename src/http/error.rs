@@ -26,7 +26,7 @@ pub(super) enum Failure {
     Unknown(Thing, String),
     /// A mirrored registry did not deliver. Clients go elsewhere upon 404; any other status would be taken for the answer
     /// of the registry itself, and some are asked again at once.
-    #[error("{what} could not be had")]
+    #[error("{what} could not be had: {}", chain(.cause))]
     Missed { thing: Thing, what: String, cause: Box<MirrorError> },
     #[error("the range lies outside of the blob")]
     Range { size_bytes: u64 },
@@ -127,9 +127,10 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         | MirrorError::TooManyFills(_)
         | MirrorError::WrongSize { .. }
         | MirrorError::Short { .. }
+        | MirrorError::NotUpstream { .. }
         | MirrorError::Unfinishable { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::Unavailable),
         MirrorError::Fill(error) => classify(error),
-        MirrorError::Awaited { source, .. } => classify(source),
+        MirrorError::Awaited { source, .. } | MirrorError::GivenUp { source, .. } => classify(source),
         MirrorError::FillBroken { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         MirrorError::NotMirrored(_) | MirrorError::NoImage(_) | MirrorError::Name(_) => {
             (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
@@ -155,8 +156,8 @@ impl IntoResponse for Failure {
             Self::Missed { cause, .. } => Some(chain(&**cause)),
             _ => None,
         };
-        if let Some(detail) = &detail {
-            tracing::info!(%message, error = %detail, "missed: the client is sent elsewhere");
+        if let (Self::Missed { what, .. }, Some(detail)) = (&self, &detail) {
+            tracing::info!(%what, error = %detail, "missed: the client is sent elsewhere");
         }
         if status.is_server_error() {
             tracing::warn!(status = status.as_u16(), error = %message, "request failed");

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::error::{Failure, Thing};
 use super::{CONTENT_DIGEST, set};
 use crate::metrics::Metrics;
-use crate::mirror::{Age, Asked, Mirror, Served, chain};
+use crate::mirror::{Age, Asked, Mirror, Purpose, Served, chain};
 use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Host, Reference, RepoName};
 
@@ -87,7 +87,12 @@ pub(super) async fn manifest(
     request: &Asking,
 ) -> Result<Response, Failure> {
     let what = || format!("manifest {repo}:{reference}");
-    let found = mirror.manifest(&request.asked(repo), reference, !head && request.prefetch).await;
+    let purpose = match (head, request.prefetch) {
+        (true, _) => Purpose::Header,
+        (false, true) => Purpose::Image,
+        (false, false) => Purpose::Manifest,
+    };
+    let found = mirror.manifest(&request.asked(repo), reference, purpose).await;
     let found = found.map_err(|error| Failure::of_mirror(Thing::Manifest, what, error))?;
     let Served { manifest, origin, age } = found.ok_or_else(|| Failure::Unknown(Thing::Manifest, what()))?;
     if matches_etag(&request.headers, &manifest.digest) {

@@ -96,6 +96,19 @@ pub enum MirrorError {
         #[source]
         source: Arc<MirrorError>,
     },
+    /// A fill that was gone on with again and again.
+    #[error("blob {digest} was given up at {received_bytes} of {size_bytes} bytes after {tries} tries")]
+    GivenUp {
+        digest: Digest,
+        received_bytes: u64,
+        size_bytes: u64,
+        tries: u32,
+        #[source]
+        source: Box<MirrorError>,
+    },
+    /// A manifest names what its registry does not have.
+    #[error("{repository} has no {digest}, though a manifest names it")]
+    NotUpstream { repository: Repository, digest: Digest },
     #[error("blob {digest} has {known} bytes, but {stated} come")]
     WrongSize { digest: Digest, known: u64, stated: u64 },
     #[error("blob {digest} ended after {received} of {known} bytes")]
@@ -109,8 +122,12 @@ pub enum MirrorError {
     #[error(transparent)]
     Platform(#[from] PlatformError),
     /// Who asks has no way around us, so that half an image would be worse than none.
-    #[error("{repository} does not answer, and not all blobs of the image are here")]
-    Unfinishable { repository: Repository },
+    #[error("{digest} of the image does not come")]
+    Unfinishable {
+        digest: Digest,
+        #[source]
+        source: Box<MirrorError>,
+    },
     #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]
@@ -135,12 +152,14 @@ impl MirrorError {
             Self::Upstream(_)
             | Self::Peer(_)
             | Self::Awaited { .. }
+            | Self::NotUpstream { .. }
             | Self::Late { .. }
             | Self::TooManyFills(_)
             | Self::WrongSize { .. }
             | Self::Short { .. }
             | Self::ManifestInvalid(_)
             | Self::Unfinishable { .. } => true,
+            Self::GivenUp { source, .. } => source.is_of_upstream(),
             _ => false,
         }
     }

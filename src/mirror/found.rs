@@ -71,6 +71,17 @@ pub struct Asked<'a> {
     pub is_ours: bool,
 }
 
+/// What a client is going to do with a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It asked for the header alone.
+    Header,
+    /// It asks for the blobs that it wants at once, and need not be helped.
+    Manifest,
+    /// It is going to ask for the blobs.
+    Image,
+}
+
 /// How old an answer is that upstream has confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Age {

@@ -44,7 +44,7 @@ use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
 use commit::Commits;
 pub use error::{BodyError, MirrorError, chain};
-pub use found::{Age, Asked, Blob, Listed, Manifest, Origin, Page, Served};
+pub use found::{Age, Asked, Blob, Listed, Manifest, Origin, Page, Purpose, Served};
 use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
@@ -126,15 +126,15 @@ impl Mirror {
         self.0.own.is_some()
     }
 
-    /// `None` only if every source said that it has no such manifest. `prefetch`: the client is going to ask for the
-    /// blobs.
+    /// `None` only if every source said that it has no such manifest. A client that names no registry gets one of another
+    /// registry only if its blobs can be had, too.
     pub async fn manifest(
         &self,
         asked: &Asked<'_>,
         reference: &Reference,
-        prefetch: bool,
+        purpose: Purpose,
     ) -> Result<Option<Served>, MirrorError> {
-        self.0.served_manifest(asked, reference, prefetch).await
+        self.0.served_manifest(asked, reference, purpose).await
     }
 
     /// `None` only if every source said that the repository has no such blob. Does not read the blob, but begins to fetch

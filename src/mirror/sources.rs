@@ -10,7 +10,9 @@ use futures::future::{Either, select};
 use tokio::time::timeout;
 
 use super::pull_through::{Place, PullThrough, Scope};
-use super::{Asked, Blob, Content, Inner, Listed, MirrorError, Origin, Page, Referrers, Served, chain};
+use super::{
+    Asked, Blob, Content, Inner, Listed, MirrorError, Origin, Page, Purpose, Referrers, Served, chain,
+};
 use crate::oci::{Digest, Reference};
 
 /// The head start of the trees.
@@ -31,7 +33,7 @@ impl Inner {
         &self,
         asked: &Asked<'_>,
         reference: &Reference,
-        prefetch: bool,
+        purpose: Purpose,
     ) -> Result<Option<Served>, MirrorError> {
         let rooted = Box::pin(async {
             let found = self.manifest(asked.repo, reference).await?;
@@ -42,10 +44,10 @@ impl Inner {
             let Some(served) = pull_through.manifest(&place, reference, Scope::Mesh).await? else {
                 return Ok(None);
             };
-            if asked.registry.is_none() && !pull_through.can_finish(&place, &served).await? {
-                return Err(MirrorError::Unfinishable { repository: place.repository.clone() });
+            if asked.registry.is_none() {
+                pull_through.is_finishable(&place, &served, purpose).await?;
             }
-            if prefetch {
+            if purpose == Purpose::Image {
                 pull_through.prefetch(&place, &served.manifest);
             }
             Ok(Some(served))

@@ -16,11 +16,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use url::Url;
 
-use super::UpstreamError;
 use super::body::whole;
 use super::client::{Get, HttpClient};
 use super::credentials::{Login, Logins};
 use super::endpoint::retry_after;
+use super::{Refuser, Said, UpstreamError};
 use crate::oci::Host;
 
 /// Tokens kept per registry.
@@ -221,13 +221,13 @@ impl Auth {
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             let retry_after = retry_after.unwrap_or(RETRY_AFTER_DEFAULT);
-            return Err(UpstreamError::RateLimited { host, retry_after });
+            return Err(UpstreamError::RateLimited { host, retry_after, said: Said::of(response).await });
         }
         if !status.is_success() {
             // A helper may have had better ones in the meantime.
             self.logins.forget();
-            let detail = format!("its token server answered {}", status.as_u16());
-            return Err(UpstreamError::Unauthorized { host, detail });
+            let (by, said) = (Refuser::TokenServer(status.as_u16()), Said::of(response).await);
+            return Err(UpstreamError::Unauthorized { host, by, said });
         }
         let body = whole(&host, response, "a token", TOKEN_ANSWER_BYTES_MAX).await?;
         let malformed =

@@ -12,6 +12,19 @@ const REST: Duration = Duration::from_secs(5);
 /// … up to this, which also bounds what a registry may ask for by `Retry-After`.
 const REST_MAX: Duration = Duration::from_secs(60);
 
+/// How long an endpoint that let somebody wait for nothing is believed to hang, from then on …
+const HUNG_FOR: Duration = Duration::from_secs(15);
+/// … and how long its answers are waited for meanwhile.
+const HUNG_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is asked for. A registry may limit the one and not the other, as Docker Hub does manifests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// And lists.
+    Manifest,
+    Blob,
+}
+
 /// The memory of one endpoint's failures.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
@@ -19,46 +32,97 @@ pub(super) struct Breaker {
     /// Rests since the last success.
     rests: u32,
     rests_until: Option<Instant>,
+    hung_until: Option<Instant>,
     last: Option<String>,
+    manifests: Option<Asked>,
+    blobs: Option<Asked>,
+}
+
+/// A rest that the registry asked for.
+#[derive(Debug)]
+struct Asked {
+    until: Instant,
+    said: String,
+}
+
+/// It is not to be asked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rest {
+    pub(super) wait: Duration,
+    /// Why.
+    pub(super) last: String,
 }
 
 impl Breaker {
-    /// `Err`: how long it still rests. When the rest is over one request may try; the others wait for its outcome.
-    pub(super) fn may_ask(&mut self, now: Instant) -> Result<(), Duration> {
-        let Some(until) = self.rests_until else { return Ok(()) };
-        if now < until {
-            return Err(until - now);
+    /// How long an answer may be waited for: `patience`, or less. When a rest after failures is over one request may try;
+    /// the others wait for its outcome.
+    pub(super) fn may_ask(&mut self, now: Instant, kind: Kind, patience: Duration) -> Result<Duration, Rest> {
+        if let Some(Asked { until, said }) = self.asked(kind).as_ref().filter(|asked| now < asked.until) {
+            return Err(Rest { wait: *until - now, last: said.clone() });
         }
-        // This one tries; who comes while it does is told to wait.
-        self.rests_until = Some(now + REST);
-        Ok(())
+        if let Some(until) = self.rests_until {
+            if now < until {
+                return Err(Rest { wait: until - now, last: self.last.clone().unwrap_or_default() });
+            }
+            // This one tries; who comes while it does is told to wait.
+            self.rests_until = Some(now + REST);
+        }
+        let hangs = self.hung_until.is_some_and(|until| now < until);
+        Ok(if hangs { patience.min(HUNG_PATIENCE) } else { patience })
     }
 
+    /// The rests that were asked for stay.
     pub(super) fn succeeded(&mut self) {
-        *self = Self::default();
+        let (manifests, blobs) = (self.manifests.take(), self.blobs.take());
+        *self = Self { manifests, blobs, ..Self::default() };
     }
 
-    /// `retry_after`: the registry itself asked for a rest.
-    pub(super) fn failed(&mut self, now: Instant, error: String, retry_after: Option<Duration>) {
+    pub(super) fn failed(&mut self, now: Instant, error: String) {
         self.failures = self.failures.saturating_add(1);
         self.last = Some(error);
-        let rest = match retry_after {
-            Some(rest) => rest.min(REST_MAX),
-            None if self.failures >= FAILURES_MAX => {
-                self.rests = self.rests.saturating_add(1);
-                REST.saturating_mul(1 << (self.rests - 1).min(8)).min(REST_MAX)
-            }
-            None => return,
+        if self.failures >= FAILURES_MAX {
+            self.rests = self.rests.saturating_add(1);
+            let rest = REST.saturating_mul(1 << (self.rests - 1).min(8)).min(REST_MAX);
+            self.rests_until = Some(now + rest);
+        }
+    }
+
+    /// There was no answer within `patience`. A short one says nothing new of an endpoint that hangs.
+    pub(super) fn hung(&mut self, now: Instant, error: String, patience: Duration) {
+        if patience > HUNG_PATIENCE {
+            self.hung_until = Some(now + HUNG_FOR);
+        }
+        self.failed(now, error);
+    }
+
+    /// The registry itself asked for a rest from this kind of request.
+    pub(super) fn asked_for_rest(&mut self, now: Instant, kind: Kind, said: String, rest: Duration) {
+        let until = now + rest.min(REST_MAX);
+        *self.asked(kind) = Some(Asked { until, said });
+        // It answers: who waits for that to show may try.
+        self.rests_until = None;
+    }
+
+    pub(super) fn is_resting(&self, now: Instant, kind: Kind) -> bool {
+        let asked = match kind {
+            Kind::Manifest => &self.manifests,
+            Kind::Blob => &self.blobs,
         };
-        self.rests_until = Some(now + rest);
+        let asked_until = asked.as_ref().map(|asked| asked.until);
+        [self.rests_until, asked_until].into_iter().flatten().any(|until| now < until)
     }
 
-    pub(super) fn is_resting(&self, now: Instant) -> bool {
-        self.rests_until.is_some_and(|until| now < until)
+    /// The last failure, or why a rest was asked for that is not over.
+    pub(super) fn last(&self, now: Instant) -> Option<&str> {
+        let asked = [&self.manifests, &self.blobs].into_iter().flatten().find(|asked| now < asked.until);
+        self.last.as_deref().or(asked.map(|asked| asked.said.as_str()))
     }
 
-    pub(super) fn last(&self) -> Option<&str> {
-        self.last.as_deref()
+    fn asked(&mut self, kind: Kind) -> &mut Option<Asked> {
+        match kind {
+            Kind::Manifest => &mut self.manifests,
+            Kind::Blob => &mut self.blobs,
+        }
     }
 }
 
@@ -66,42 +130,69 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn ask(breaker: &mut Breaker, now: Instant) -> Result<Duration, Duration> {
+        breaker.may_ask(now, Kind::Manifest, PATIENCE).map_err(|rest| rest.wait)
+    }
+
     #[test]
     fn an_endpoint_rests_after_failures_in_a_row_and_longer_each_time() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
         for _ in 0..FAILURES_MAX {
-            assert_eq!(breaker.may_ask(now), Ok(()));
-            breaker.failed(now, "down".to_owned(), None);
+            assert_eq!(ask(&mut breaker, now), Ok(PATIENCE));
+            breaker.failed(now, "down".to_owned());
         }
-        assert_eq!(breaker.may_ask(now), Err(REST));
+        assert_eq!(ask(&mut breaker, now), Err(REST));
         now += REST;
-        assert_eq!(breaker.may_ask(now), Ok(()), "one may try");
-        assert!(breaker.may_ask(now).is_err(), "the others wait");
-        breaker.failed(now, "down".to_owned(), None);
-        assert_eq!(breaker.may_ask(now), Err(2 * REST));
+        assert_eq!(ask(&mut breaker, now), Ok(PATIENCE), "one may try");
+        assert!(ask(&mut breaker, now).is_err(), "the others wait");
+        breaker.failed(now, "down".to_owned());
+        assert_eq!(ask(&mut breaker, now), Err(2 * REST));
         now += 2 * REST;
-        breaker.may_ask(now).unwrap();
+        ask(&mut breaker, now).unwrap();
         breaker.succeeded();
-        assert_eq!(breaker.may_ask(now), Ok(()));
-        assert_eq!(breaker.last(), None);
+        assert_eq!(ask(&mut breaker, now), Ok(PATIENCE));
+        assert_eq!(breaker.last(now), None);
     }
 
     #[test]
-    fn a_rest_that_is_asked_for_is_kept_within_bounds() {
+    fn a_rest_that_is_asked_for_is_kept_within_bounds_and_by_that_kind_of_request_alone() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
-        breaker.failed(now, "429".to_owned(), Some(Duration::from_secs(7)));
-        assert_eq!(breaker.may_ask(now), Err(Duration::from_secs(7)));
-        breaker.failed(now, "429".to_owned(), Some(Duration::from_secs(86_400)));
-        assert_eq!(breaker.may_ask(now), Err(REST_MAX));
+        breaker.asked_for_rest(now, Kind::Manifest, "429".to_owned(), Duration::from_secs(7));
+        let rest = Rest { wait: Duration::from_secs(7), last: "429".to_owned() };
+        assert_eq!(breaker.may_ask(now, Kind::Manifest, PATIENCE), Err(rest));
+        assert_eq!(breaker.may_ask(now, Kind::Blob, PATIENCE), Ok(PATIENCE));
+        breaker.succeeded();
+        assert_eq!(ask(&mut breaker, now), Err(Duration::from_secs(7)), "a blob came, and no manifest");
+        assert!(breaker.is_resting(now, Kind::Manifest) && !breaker.is_resting(now, Kind::Blob));
+        assert_eq!(breaker.last(now), Some("429"));
+
+        breaker.asked_for_rest(now, Kind::Manifest, "429".to_owned(), Duration::from_secs(86_400));
+        assert_eq!(ask(&mut breaker, now), Err(REST_MAX));
+        assert_eq!(ask(&mut breaker, now + REST_MAX), Ok(PATIENCE));
+        assert_eq!(breaker.last(now + REST_MAX), None);
+    }
+
+    #[test]
+    fn one_that_hangs_is_not_waited_for_as_long_again_until_it_answers_or_some_time_has_passed() {
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        breaker.hung(now, "hangs".to_owned(), PATIENCE);
+        assert_eq!(ask(&mut breaker, now), Ok(HUNG_PATIENCE));
+        breaker.hung(now + HUNG_FOR / 2, "hangs".to_owned(), HUNG_PATIENCE);
+        assert_eq!(ask(&mut breaker, now + HUNG_FOR), Ok(PATIENCE), "a short wait proves nothing");
+        breaker.hung(now, "hangs".to_owned(), PATIENCE);
+        breaker.succeeded();
+        assert_eq!(ask(&mut breaker, now), Ok(PATIENCE));
     }
 
     #[test]
     fn a_success_between_failures_starts_the_count_anew() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..10 {
-            breaker.failed(now, "down".to_owned(), None);
+            breaker.failed(now, "down".to_owned());
             breaker.succeeded();
         }
-        assert_eq!(breaker.may_ask(now), Ok(()));
+        assert_eq!(ask(&mut breaker, now), Ok(PATIENCE));
     }
 }

@@ -8,11 +8,11 @@ use reqwest::{Method, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::UpstreamError;
 use super::auth::{Auth, Challenge};
-use super::breaker::Breaker;
+use super::breaker::{Breaker, Kind};
 use super::client::{Connector, Get, HttpClient};
 use super::credentials::Logins;
+use super::{Refuser, Said, UpstreamError};
 use crate::config::RegistryConfig;
 use crate::oci::{Host, RepoName};
 
@@ -50,6 +50,12 @@ struct Base {
     path: String,
     /// What comes before our names of repositories: empty, or with a slash behind it.
     within: String,
+}
+
+impl Ask<'_> {
+    fn kind(&self) -> Kind {
+        if self.below.starts_with("blobs/") { Kind::Blob } else { Kind::Manifest }
+    }
 }
 
 impl Base {
@@ -98,24 +104,33 @@ impl Endpoint {
     }
 
     /// Asks. `Ok(None)`: it is not there. Token, redirects and all, the header of the answer is waited for no longer
-    /// than `patience`.
+    /// than `patience`; not for so long after one was waited for in vain.
     pub(super) async fn get(
         &self,
         ask: &Ask<'_>,
         patience: Duration,
     ) -> Result<Option<Response>, UpstreamError> {
-        let may_ask = self.state().breaker.may_ask(Instant::now());
-        if let Err(wait) = may_ask {
-            let last = self.state().breaker.last().unwrap_or("it asked for it").to_owned();
-            return Err(UpstreamError::Resting { host: self.host.clone(), wait, last });
-        }
+        let kind = ask.kind();
+        let may_ask = self.state().breaker.may_ask(Instant::now(), kind, patience);
+        let patience = may_ask.map_err(|rest| UpstreamError::Resting {
+            host: self.host.clone(),
+            wait: rest.wait,
+            last: rest.last,
+        })?;
         let late = |_| Err(UpstreamError::Timeout { host: self.host.clone(), waited: patience });
-        let response = timeout(patience, self.try_get(ask)).await.unwrap_or_else(late);
-        let outcome = response.and_then(|response| self.judge(response));
+        let outcome = match timeout(patience, self.try_get(ask)).await.unwrap_or_else(late) {
+            Ok(response) => self.judge(response).await,
+            Err(error) => Err(error),
+        };
         let mut state = self.state();
         match &outcome {
             Err(error) if error.is_transient() => {
-                state.breaker.failed(Instant::now(), error.to_string(), error.retry_after());
+                let (now, said) = (Instant::now(), error.to_string());
+                match error.retry_after() {
+                    Some(rest) => state.breaker.asked_for_rest(now, kind, said, rest),
+                    None if error.is_timeout() => state.breaker.hung(now, said, patience),
+                    None => state.breaker.failed(now, said),
+                }
             }
             // Nothing was heard of the registry.
             Err(UpstreamError::Credentials { .. } | UpstreamError::NotPublic { .. }) => (),
@@ -148,19 +163,21 @@ impl Endpoint {
     }
 
     /// What an answer means.
-    fn judge(&self, response: Response) -> Result<Option<Response>, UpstreamError> {
+    async fn judge(&self, response: Response) -> Result<Option<Response>, UpstreamError> {
         self.note_rate_limit(response.headers());
         let (host, status) = (self.host.clone(), response.status());
         match status {
             status if status.is_success() => Ok(Some(response)),
             StatusCode::NOT_FOUND => Ok(None),
             StatusCode::UNAUTHORIZED => {
-                Err(UpstreamError::Unauthorized { host, detail: "it answered 401".to_owned() })
+                let (by, said) = (Refuser::Registry, Said::of(response).await);
+                Err(UpstreamError::Unauthorized { host, by, said })
             }
-            StatusCode::FORBIDDEN => Err(UpstreamError::Forbidden(host)),
+            StatusCode::FORBIDDEN => Err(UpstreamError::Forbidden { host, said: Said::of(response).await }),
             StatusCode::TOO_MANY_REQUESTS => {
                 let asked = retry_after(response.headers(), SystemTime::now());
-                Err(UpstreamError::RateLimited { host, retry_after: asked.unwrap_or(RETRY_AFTER_DEFAULT) })
+                let (retry_after, said) = (asked.unwrap_or(RETRY_AFTER_DEFAULT), Said::of(response).await);
+                Err(UpstreamError::RateLimited { host, retry_after, said })
             }
             status => {
                 let retry_after = retry_after(response.headers(), SystemTime::now());
@@ -179,12 +196,13 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is asked for manifests.
     pub(super) fn is_asked(&self) -> bool {
-        !self.state().breaker.is_resting(Instant::now())
+        !self.state().breaker.is_resting(Instant::now(), Kind::Manifest)
     }
 
     pub(super) fn error(&self) -> Option<String> {
-        self.state().breaker.last().map(str::to_owned)
+        self.state().breaker.last(Instant::now()).map(str::to_owned)
     }
 
     pub(super) fn rate_limit(&self) -> Option<(u64, u64)> {

@@ -1,19 +1,21 @@
 //! Why a registry gave no good answer.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Said;
 use crate::oci::{Digest, Host};
 
 /// Each names the registry. None of them means "not there".
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum UpstreamError {
-    #[error("{host} wants other credentials than it was given ({detail})")]
-    Unauthorized { host: Host, detail: String },
-    #[error("{0} does not allow it: our credentials have no right to it")]
-    Forbidden(Host),
-    #[error("{host} has had too many requests from us; ask again in {} s", .retry_after.as_secs())]
-    RateLimited { host: Host, retry_after: Duration },
+    #[error("{host} wants other credentials than it was given ({by}{said})")]
+    Unauthorized { host: Host, by: Refuser, said: Said },
+    #[error("{host} does not allow it: our credentials have no right to it{said}")]
+    Forbidden { host: Host, said: Said },
+    #[error("{host} has had too many requests from us; ask again in {} s{said}", .retry_after.as_secs())]
+    RateLimited { host: Host, retry_after: Duration, said: Said },
     /// `retry_after`: for how long it says that it will do no better.
     #[error("{host} answered {status}")]
     Status { host: Host, status: u16, retry_after: Option<Duration> },
@@ -36,8 +38,8 @@ pub enum UpstreamError {
     Redirect { host: Host, reason: String },
     #[error("{host} sent {what} that cannot be read: {reason}")]
     Malformed { host: Host, what: &'static str, reason: String },
-    /// It failed time and again: it is left in peace for a while.
-    #[error("{host} is not asked for another {} s, since it failed again and again: {last}", .wait.as_secs())]
+    /// It failed time and again, or asked for it: it is left in peace for a while.
+    #[error("{host} is not asked for another {} s: {last}", .wait.as_secs())]
     Resting { host: Host, wait: Duration, last: String },
     #[error("the credentials for {host} cannot be had: {reason}")]
     Credentials { host: Host, reason: String },
@@ -46,6 +48,23 @@ pub enum UpstreamError {
     Config { registry: String, key: &'static str, reason: String },
     #[error("config key mirror.registries.{registry}.{key}: cannot read {}: {reason}", .path.display())]
     File { registry: String, key: &'static str, path: PathBuf, reason: String },
+}
+
+/// Who refused credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refuser {
+    Registry,
+    /// With this status.
+    TokenServer(u16),
+}
+
+impl fmt::Display for Refuser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry => f.write_str("it answered 401"),
+            Self::TokenServer(status) => write!(f, "its token server answered {status}"),
+        }
+    }
 }
 
 impl UpstreamError {
@@ -79,7 +98,7 @@ impl UpstreamError {
             | Self::Truncated { .. }
             | Self::Resting { .. } => true,
             Self::Unauthorized { .. }
-            | Self::Forbidden(_)
+            | Self::Forbidden { .. }
             | Self::Mismatch { .. }
             | Self::TooLarge { .. }
             | Self::NotPublic { .. }

@@ -11,6 +11,7 @@ mod error;
 mod lists;
 mod public;
 mod registry;
+mod said;
 
 #[cfg(test)]
 mod tests;
@@ -26,10 +27,11 @@ use crate::oci::Host;
 
 pub use body::BlobBody;
 use client::Connector;
-pub use error::UpstreamError;
+pub use error::{Refuser, UpstreamError};
 use public::PublicOnly;
 use registry::Registry;
 pub use registry::{Fetched, Head, Upstream};
+pub use said::Said;
 
 /// Registries that are known by `"*"` alone; of more, those that were not asked for longest are forgotten.
 const ON_DEMAND_MAX: u64 = 256;
@@ -54,7 +56,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct UpstreamStatus {
     pub host: Host,
-    /// Whether it is asked at all; `false` after repeated failures, for a while.
+    /// Whether it is asked for manifests at all; `false` after repeated failures, or if it asked for it, for a while.
     pub is_asked: bool,
     /// The last failure, unless an answer came since.
     pub error: Option<String>,

@@ -17,7 +17,7 @@ use url::Url;
 use super::body::{BlobBody, streamed, whole};
 use super::client::Connector;
 use super::endpoint::{Ask, Endpoint};
-use super::{UpstreamError, UpstreamStatus};
+use super::{Refuser, UpstreamError, UpstreamStatus};
 use crate::config::RegistryConfig;
 use crate::oci::manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_BYTES_MAX, OCI_INDEX, OCI_MANIFEST, ParsedManifest,
@@ -153,7 +153,8 @@ impl Upstream {
     ) -> Result<Option<Head>, UpstreamError> {
         let ask = self.ask(Method::HEAD, repo, format!("manifests/{reference}"), &accept_manifests());
         let response = match self.registry.get(&ask).await {
-            Err(error) if is_refused_head(&error) => {
+            // An answer without a body cannot say why, either.
+            Err(error) if is_refused_head(&error) || is_unexplained(&error) => {
                 self.registry.get(&Ask { method: Method::GET, ..ask }).await?
             }
             other => other?,
@@ -237,7 +238,7 @@ impl Upstream {
                 }
             }
             // Storage to which a registry redirects may have been told to allow a `GET` only.
-            Err(error) if is_refused_head(&error) || matches!(error, UpstreamError::Forbidden(_)) => (),
+            Err(error) if is_refused_head(&error) || matches!(error, UpstreamError::Forbidden { .. }) => (),
             Err(error) => return Err(error),
         }
         let Some(body) = self.blob(repo, digest, 0, Some(1)).await? else { return Ok(None) };
@@ -318,6 +319,15 @@ fn accept_manifests() -> String {
 
 fn is_refused_head(error: &UpstreamError) -> bool {
     matches!(error, UpstreamError::Status { status: 405 | 501, .. })
+}
+
+/// Whether a registry has more to say of a refusal than it did. One that has had too many requests gets no further one.
+fn is_unexplained(error: &UpstreamError) -> bool {
+    match error {
+        UpstreamError::Forbidden { said, .. } => said.is_empty(),
+        UpstreamError::Unauthorized { by: Refuser::Registry, said, .. } => said.is_empty(),
+        _ => false,
+    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod authority;
 pub mod files;
 pub mod upstream;
 

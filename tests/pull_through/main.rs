@@ -9,6 +9,7 @@ mod common;
 mod faults;
 mod lists;
 mod names;
+mod one_source;
 #[path = "../hostile/peer.rs"]
 #[allow(dead_code, reason = "the tests of hostile peers use the rest")]
 mod peer;

@@ -146,6 +146,8 @@ async fn a_download_goes_on_where_it_was_when_the_daemon_was_killed() {
 #[tokio::test]
 async fn wrong_bytes_get_no_clean_end_and_are_not_kept() {
     let (upstream, mirror, digest, blob) = scene(109, 3_000_000).await;
+    // The wrong byte comes when the client has the beginning.
+    upstream.fails(Rule::on("/blobs/", Fault::EndAfter(1_000_000)).times(1));
     upstream.fails(Rule::on("/blobs/", Fault::WrongByteAt(1_500_000)));
     let answer = ask(&mirror, &format!("blobs/{digest}")).await;
     assert_eq!(answer.content_length(), Some(3_000_000));
@@ -160,11 +162,13 @@ async fn wrong_bytes_get_no_clean_end_and_are_not_kept() {
 
 #[tokio::test]
 async fn a_small_blob_is_given_whole_or_not_at_all() {
-    let (upstream, mirror, digest, blob) = scene(110, 1000).await;
-    upstream.fails(Rule::on("/blobs/", Fault::WrongByteAt(500)));
-    let answer = ask(&mirror, &format!("blobs/{digest}")).await;
-    assert_eq!(answer.status(), StatusCode::NOT_FOUND, "the client can go elsewhere");
-    upstream.heals();
-    let answer = ask(&mirror, &format!("blobs/{digest}")).await;
-    assert!(answer.bytes().await.unwrap() == blob);
+    for (seed, size) in [(110, 1000), (111, 2_000_000)] {
+        let (upstream, mirror, digest, blob) = scene(seed, size).await;
+        upstream.fails(Rule::on("/blobs/", Fault::WrongByteAt(500)));
+        let answer = ask(&mirror, &format!("blobs/{digest}")).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND, "the client can go elsewhere");
+        upstream.heals();
+        let answer = ask(&mirror, &format!("blobs/{digest}")).await;
+        assert!(answer.bytes().await.unwrap() == blob);
+    }
 }

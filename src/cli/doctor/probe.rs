@@ -258,7 +258,10 @@ fn message(body: &[u8]) -> String {
             None => value.to_string(),
         })
     };
-    [text("message"), text("detail")].into_iter().flatten().map(|text| format!(": {text}")).collect()
+    let message = text("message").unwrap_or_default();
+    // That of a mirror holds the detail already.
+    let detail = text("detail").filter(|detail| !message.contains(detail.as_str())).unwrap_or_default();
+    [message, detail].iter().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).collect()
 }
 
 #[cfg(test)]

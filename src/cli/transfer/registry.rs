@@ -435,6 +435,8 @@ impl Refusal {
 
     fn into_error(self, what: String) -> RegistryError {
         let Self { status, message, detail } = self;
+        // The message of a mirror holds it already.
+        let detail = detail.filter(|detail| !message.contains(detail));
         let message = detail.map_or(message.clone(), |detail| format!("{message}: {detail}"));
         RegistryError::Refused { what, status, message }
     }

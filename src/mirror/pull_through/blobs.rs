@@ -47,27 +47,32 @@ impl PullThrough {
         if resumes && let Some(failure) = self.0.fills.failed(digest) {
             return Err(MirrorError::FillBroken { digest: *digest, source: failure });
         }
+        let filling = timeout(HEADER_TIMEOUT, self.filling(place, digest)).await;
+        let Some((fill, size_bytes)) = filling.map_err(|_| late(place))?? else { return Ok(None) };
+        let origin = fill.state().from.unwrap_or(Origin::Upstream(place.repository.host.clone()));
+        let content = Content::Filling(fill, Box::new(self.supply(place, digest)));
+        Ok(Some((Found { size_bytes, content }, origin)))
+    }
+
+    /// The fill of a blob that is not in the cache, and its size. `None`: upstream says, or said a moment ago, that there
+    /// is none.
+    pub(super) async fn filling(
+        &self,
+        place: &Place,
+        digest: &Digest,
+    ) -> Result<Option<(Arc<Fill>, u64)>, MirrorError> {
         let key = format!("{}@{digest}/blob", place.joined);
         if let Some((until, _)) = self.0.negative.get(&key)
             && Instant::now() < until
         {
             return Ok(None);
         }
-        let supply = self.supply(place, digest);
-        let (fill, size_bytes) =
-            timeout(HEADER_TIMEOUT, self.begin(&supply)).await.map_err(|_| late(place))??;
-        match size_bytes {
-            Some(size_bytes) => {
-                let origin = fill.state().from.unwrap_or(Origin::Upstream(place.repository.host.clone()));
-                let content = Content::Filling(fill, Box::new(supply));
-                Ok(Some((Found { size_bytes, content }, origin)))
-            }
-            None => {
-                let until = Instant::now() + place.upstream.config().negative_ttl;
-                self.0.negative.insert(key, (until, None));
-                Ok(None)
-            }
+        let (fill, size_bytes) = self.begin(&self.supply(place, digest)).await?;
+        if size_bytes.is_none() {
+            let until = Instant::now() + place.upstream.config().negative_ttl;
+            self.0.negative.insert(key, (until, None));
         }
+        Ok(size_bytes.map(|size_bytes| (fill, size_bytes)))
     }
 
     /// The fill of a blob and its size, when that is known. What failed for want of credentials that others have is begun

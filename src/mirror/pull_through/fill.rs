@@ -28,6 +28,7 @@ use crate::ipfs::Peer;
 use crate::metrics::{Counter, Metrics};
 use crate::oci::{Digest, Repository};
 use crate::tasks::Tasks;
+use crate::upstream::UpstreamError;
 
 /// Fills that run at once; a further one is refused.
 const FILLS_MAX: usize = 256;
@@ -39,11 +40,16 @@ const BARREN_TRIES_MAX: u32 = 4;
 const FIRST_TRIES_MAX: u32 = 2;
 /// The pause before the second try; doubled before each further one.
 const PAUSE: Duration = Duration::from_millis(250);
-/// What came from peers is not given to clients before its digest matched, up to this size and for so long.
-const HELD_BACK_BYTES_MAX: u64 = 64 << 20;
+/// What came from upstream is not given to clients before its digest matched, up to this size: who has wrong bytes of a
+/// blob cannot begin it anew elsewhere, and it is soon known …
+const HELD_BACK_BYTES_MAX: u64 = 2 << 20;
+/// … nor what came from peers …
+const HELD_BACK_OF_PEERS_BYTES_MAX: u64 = 64 << 20;
+/// … and for so long.
 const HELD_BACK_FOR: Duration = Duration::from_secs(5);
-/// How long a fill that was given up is remembered: who comes back for the rest of it is told so.
-const FAILED_FOR: Duration = Duration::from_secs(10);
+/// How long a fill that was given up is remembered: who comes back for the rest of it is told so, and who has no way
+/// around us gets no manifest that names it.
+const FAILED_FOR: Duration = Duration::from_secs(30);
 /// Failed fills that are remembered.
 const FAILED_MAX: u64 = 1024;
 
@@ -53,11 +59,19 @@ pub(super) struct Fills(Arc<Shared>);
 
 struct Shared {
     running: Mutex<HashMap<Digest, Arc<Fill>>>,
-    failed: Cache<Digest, Arc<MirrorError>>,
+    failed: Cache<Digest, Failed>,
     cache: Arc<Inner>,
     tasks: Tasks,
     mesh: Option<Mesh>,
     metrics: Metrics,
+}
+
+/// A fill that was given up.
+#[derive(Clone)]
+struct Failed {
+    error: Arc<MirrorError>,
+    /// Bytes had come: that it can be begun says nothing of the rest.
+    is_broken: bool,
 }
 
 /// One blob on its way in.
@@ -127,7 +141,12 @@ impl Fills {
 
     /// Why the fill of a blob was given up a moment ago.
     pub(super) fn failed(&self, digest: &Digest) -> Option<Arc<MirrorError>> {
-        self.0.failed.get(digest)
+        self.0.failed.get(digest).map(|failed| failed.error)
+    }
+
+    /// The same, if bytes had come.
+    pub(super) fn broken(&self, digest: &Digest) -> Option<Arc<MirrorError>> {
+        self.0.failed.get(digest).filter(|failed| failed.is_broken).map(|failed| failed.error)
     }
 
     pub(super) fn status(&self) -> Vec<FillStatus> {
@@ -148,6 +167,7 @@ impl Fills {
             Ok(Some(())) => {
                 let State { received_bytes, .. } = fill.state();
                 let duration_ms = begun.elapsed().as_millis();
+                self.0.failed.invalidate(&fill.digest);
                 tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
                 Stage::Committed
             }
@@ -155,7 +175,8 @@ impl Fills {
             Err(error) => {
                 tracing::warn!(digest = %fill.digest, repo.name = %fill.repository, error = %chain(&error), "blob not pulled through");
                 let error = Arc::new(error);
-                self.0.failed.insert(fill.digest, error.clone());
+                let failed = Failed { error: error.clone(), is_broken: fill.state().flows };
+                self.0.failed.insert(fill.digest, failed);
                 Stage::Failed(error)
             }
         };
@@ -172,6 +193,7 @@ impl Fill {
             from: None,
             path: Arc::default(),
             by_peer: false,
+            flows: false,
             generation: 0,
             stage: Stage::Running,
         };
@@ -197,12 +219,13 @@ impl Fill {
         Ok(Follower { fill: self.clone(), peer: peer.clone() })
     }
 
-    /// Waits, for a client, until what came from peers may be read: when the digest matched, or when it takes too long
-    /// to know, from when on a forgery shows only at the end.
+    /// Waits, for a client, until what came may be read: when the digest matched, when it is too much to wait for, or
+    /// when it takes too long to know, from when on a forgery shows only at the end.
     pub(super) async fn cleared(&self) {
         let held_back = |state: &State| {
-            let small = state.size_bytes.is_some_and(|size_bytes| size_bytes <= HELD_BACK_BYTES_MAX);
-            state.by_peer && small && matches!(state.stage, Stage::Running)
+            let bytes_max = if state.by_peer { HELD_BACK_OF_PEERS_BYTES_MAX } else { HELD_BACK_BYTES_MAX };
+            let small = state.size_bytes.is_some_and(|size_bytes| size_bytes <= bytes_max);
+            small && matches!(state.stage, Stage::Running)
         };
         let mut state = self.state.subscribe();
         let left = HELD_BACK_FOR.saturating_sub(self.begun_at.elapsed());
@@ -243,23 +266,23 @@ impl Fill {
         }
     }
 
+    /// Waits until bytes come, or the fill has ended.
+    pub(super) async fn flows(&self) -> State {
+        self.when(|state| state.flows || !matches!(state.stage, Stage::Running)).await
+    }
+
     /// Waits until the byte at `position` can be read, or the fill has ended.
     pub(super) async fn reached(&self, position: u64) -> State {
-        let mut state = self.state.subscribe();
-        let known =
-            |state: &State| state.readable_bytes() > position || !matches!(state.stage, Stage::Running);
-        match state.wait_for(known).await {
-            Ok(state) => state.clone(),
-            // The sender is ours: it cannot be gone.
-            Err(_) => self.state(),
-        }
+        self.when(|state| state.readable_bytes() > position || !matches!(state.stage, Stage::Running)).await
     }
 
     /// Waits until the blob is in the cache, or the fill has ended otherwise.
     pub(super) async fn ended(&self) -> State {
-        let mut state = self.state.subscribe();
-        let ended = |state: &State| !matches!(state.stage, Stage::Running | Stage::Verified);
-        match state.wait_for(ended).await {
+        self.when(|state| !matches!(state.stage, Stage::Running | Stage::Verified)).await
+    }
+
+    async fn when(&self, known: impl Fn(&State) -> bool) -> State {
+        match self.state.subscribe().wait_for(known).await {
             Ok(state) => state.clone(),
             // The sender is ours: it cannot be gone.
             Err(_) => self.state(),
@@ -312,8 +335,13 @@ impl Fill {
                 return Ok(Some(()));
             }
             let actual = received.digest;
+            let is_of_peers = self.state.borrow().by_peer;
             if !supply.blame() || self.released.load(Ordering::Acquire) {
-                return Err(MirrorError::Forged { expected: self.digest, actual });
+                let (host, expected) = (self.repository.host.clone(), self.digest);
+                return Err(match is_of_peers {
+                    true => MirrorError::Forged { expected, actual },
+                    false => UpstreamError::Mismatch { host, expected, actual }.into(),
+                });
             }
             tracing::info!(digest = %self.digest, %actual, "peers sent wrong bytes, which nobody has seen: begun anew");
             self.throw_away();
@@ -324,7 +352,7 @@ impl Fill {
     fn throw_away(&self) {
         *lock(&self.window) = Window::default();
         self.state.send_modify(|state| {
-            (state.received_bytes, state.from, state.by_peer) = (0, None, false);
+            (state.received_bytes, state.from, state.by_peer, state.flows) = (0, None, false, false);
             state.path = Arc::default();
             state.generation += 1;
         });
@@ -352,8 +380,9 @@ impl Fill {
         id: Uuid,
         stop: &CancellationToken,
     ) -> Result<Option<()>, MirrorError> {
-        let mut barren_tries = 0;
+        let (mut tries, mut barren_tries) = (0, 0);
         loop {
+            tries += 1;
             let before = writing.received_bytes;
             let tried = self.receive_once(supply, writing, id);
             let Some(outcome) = stop.run_until_cancelled(tried).await else {
@@ -372,7 +401,7 @@ impl Fill {
                 _ => BARREN_TRIES_MAX,
             };
             if barren_tries >= tries_max || !error.is_transient() {
-                return Err(error);
+                return Err(self.given_up(writing.received_bytes, tries, error));
             }
             if matches!(error, MirrorError::Peer(_)) && barren_tries == 0 {
                 tracing::info!(digest = %self.digest, received_bytes = writing.received_bytes, error = %chain(&error), "peer broke off; another takes over");
@@ -383,6 +412,21 @@ impl Fill {
             if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Err(MirrorError::Closed);
             }
+        }
+    }
+
+    /// The failure of the last of some tries, with how far the blob came, if it came at all.
+    fn given_up(&self, received_bytes: u64, tries: u32, source: MirrorError) -> MirrorError {
+        let size_bytes = self.state.borrow().size_bytes;
+        match size_bytes.filter(|_| received_bytes > 0 && source.is_transient()) {
+            Some(size_bytes) => MirrorError::GivenUp {
+                digest: self.digest,
+                received_bytes,
+                size_bytes,
+                tries,
+                source: Box::new(source),
+            },
+            None => source,
         }
     }
 
@@ -459,7 +503,10 @@ impl Fill {
                 window.push(leaves, chunk.clone());
             }
         }
-        self.state.send_modify(|state| state.received_bytes = writing.received_bytes);
+        self.state.send_modify(|state| {
+            state.received_bytes = writing.received_bytes;
+            state.flows |= !chunk.is_empty();
+        });
     }
 }
 

@@ -1,63 +1,188 @@
-//! Whether an image can be had whole: who takes a manifest from us without a way around us must be able to finish.
+//! Whether an image can be had whole: who takes a manifest from us without a way around us must be able to finish. Such a
+//! client reads the config next, and layers then: their fills are begun, and looked at, before it is given the manifest.
 
+use futures::future::try_join_all;
 use tokio::time::timeout;
 
-use super::super::{Age, MirrorError, Origin, Served};
+use super::super::mesh::Key;
+use super::super::{Age, MirrorError, Origin, Purpose, Served};
+use super::fill::Stage;
+use super::manifests::Scope;
+use super::state::SMALL_BYTES_MAX;
 use super::{PROBE_TIMEOUT, Place, PullThrough};
-use crate::mirror::mesh::Key;
-use crate::oci::manifest::ParsedManifest;
-use crate::oci::{Digest, Reference};
+use crate::oci::manifest::{Descriptor, ParsedManifest};
+use crate::oci::{Digest, Platform, Reference};
+
+/// Layers whose fills are begun: as many as podman reads at once.
+const LAYERS_MAX: usize = 6;
+
+/// What proves that a blob can be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// All of it, and that it has its digest.
+    Whole,
+    /// Its first bytes.
+    Beginning,
+}
 
 impl PullThrough {
-    /// Whether all blobs of a manifest are here or can be fetched now: who takes a manifest from us without a way around
-    /// us must be able to finish.
-    pub(in crate::mirror) async fn can_finish(
+    /// Proves that the blobs of a manifest are here or come now, as far as can be told in 5 s: the config whole, the first
+    /// six layers by their first bytes, all by not having broken off a moment ago. Of an index, its image for this
+    /// platform is looked at, without the layers. `Err`: the reason why not. May be dropped midway: fills go on.
+    pub(in crate::mirror) async fn is_finishable(
         &self,
         place: &Place,
         served: &Served,
-    ) -> Result<bool, MirrorError> {
-        if served.origin != Origin::Cache || served.age.is_some_and(|age| age == Age::default()) {
-            return Ok(true); // Upstream was there a moment ago.
+        purpose: Purpose,
+    ) -> Result<(), MirrorError> {
+        let Ok(parsed) = ParsedManifest::parse(None, &served.manifest.bytes) else { return Ok(()) };
+        if parsed.manifests.is_empty() {
+            return self.has_blobs(place, served, &parsed, purpose).await;
         }
-        let Ok(parsed) = ParsedManifest::parse(None, &served.manifest.bytes) else { return Ok(true) };
-        if !parsed.manifests.is_empty() {
-            return self.can_finish_any(place, &parsed).await;
-        }
-        let Some(missing) = self.first_missing(place, &parsed).await? else { return Ok(true) };
-        let probe = place.upstream.head_blob(&place.repository.name, &missing);
-        Ok(matches!(timeout(PROBE_TIMEOUT, probe).await, Ok(Ok(Some(_)))))
-    }
-
-    /// Whether an index has an image that is here whole; if none is, whether upstream answers.
-    async fn can_finish_any(&self, place: &Place, index: &ParsedManifest) -> Result<bool, MirrorError> {
-        for named in &index.manifests {
+        for named in &parsed.manifests {
             let Some(manifest) = self.cached(place, &named.digest).await? else { continue };
-            let Ok(parsed) = ParsedManifest::parse(None, &manifest.bytes) else { continue };
-            if self.first_missing(place, &parsed).await?.is_none() {
-                return Ok(true);
+            let Ok(image) = ParsedManifest::parse(None, &manifest.bytes) else { continue };
+            if self.out_of_reach(place, &image).await?.is_none() {
+                return Ok(());
             }
         }
-        let Some(first) = index.manifests.first() else { return Ok(true) };
-        let reference = Reference::Digest(first.digest);
-        let probe = place.upstream.head_manifest(&place.repository.name, &reference);
-        Ok(matches!(timeout(PROBE_TIMEOUT, probe).await, Ok(Ok(Some(_)))))
+        match (purpose, Platform::of_host().choose(&served.manifest.bytes)) {
+            (Purpose::Image, Ok(child)) => self.has_child(place, &child).await,
+            _ => self.is_confirmed(place, served, &parsed).await,
+        }
+    }
+
+    /// Looks at the image of an index that its reader is likely to take.
+    async fn has_child(&self, place: &Place, child: &Digest) -> Result<(), MirrorError> {
+        let reference = Reference::Digest(*child);
+        let found = timeout(PROBE_TIMEOUT, self.manifest(place, &reference, Scope::Mesh)).await;
+        let found = found.unwrap_or_else(|_| Err(is_late(place)));
+        let absent = || MirrorError::NotUpstream { repository: place.repository.clone(), digest: *child };
+        let served = match found.and_then(|found| found.ok_or_else(absent)) {
+            Ok(served) => served,
+            Err(source) => return Err(unfinishable(child, source)),
+        };
+        let Ok(image) = ParsedManifest::parse(None, &served.manifest.bytes) else { return Ok(()) };
+        self.has_blobs(place, &served, &image, Purpose::Manifest).await
+    }
+
+    async fn has_blobs(
+        &self,
+        place: &Place,
+        served: &Served,
+        image: &ParsedManifest,
+        purpose: Purpose,
+    ) -> Result<(), MirrorError> {
+        for blob in &image.blobs {
+            if let Some(failure) = self.0.fills.broken(&blob.digest)
+                && !self.0.fills.running(&blob.digest).is_some_and(|fill| fill.state().flows)
+            {
+                return Err(unfinishable(&blob.digest, MirrorError::Fill(failure)));
+            }
+        }
+        let missing = self.missing(image, 1 + LAYERS_MAX).await?;
+        let is_config = |blob: &Descriptor| {
+            let is_first = image.blobs.first().is_some_and(|first| first.digest == blob.digest);
+            is_first && blob.size_bytes.is_some_and(|size_bytes| size_bytes <= SMALL_BYTES_MAX)
+        };
+        let (configs, layers): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_config);
+        let (configs_max, layers_max) = match purpose {
+            Purpose::Header => (0, 0),
+            Purpose::Image if place.upstream.config().prefetch => (1, LAYERS_MAX),
+            Purpose::Manifest | Purpose::Image => (1, 0),
+        };
+        let whole = configs.iter().take(configs_max).map(|blob| (blob, Proof::Whole));
+        let begun = whole.chain(layers.iter().take(layers_max).map(|blob| (blob, Proof::Beginning)));
+        let proofs: Vec<_> = begun.map(|(blob, proof)| self.prove(place, blob, proof)).collect();
+        if proofs.is_empty() {
+            return self.is_confirmed(place, served, image).await;
+        }
+        try_join_all(proofs).await.map(|_| ())
+    }
+
+    /// Begins the fill of a blob, and waits until it has shown as much as is wanted.
+    async fn prove(&self, place: &Place, blob: &Descriptor, proof: Proof) -> Result<(), MirrorError> {
+        let shows = async {
+            let (repository, digest) = (place.repository.clone(), blob.digest);
+            let absent = || MirrorError::NotUpstream { repository, digest };
+            let Some((fill, _)) = self.filling(place, &digest).await? else { return Err(absent()) };
+            let state = match proof {
+                Proof::Whole => fill.reached(u64::MAX).await,
+                Proof::Beginning => fill.flows().await,
+            };
+            match state.stage {
+                Stage::Failed(error) => Err(MirrorError::Fill(error)),
+                Stage::Absent => Err(absent()),
+                Stage::Running | Stage::Verified | Stage::Committed => Ok(()),
+            }
+        };
+        let shown = timeout(PROBE_TIMEOUT, shows).await.unwrap_or_else(|_| Err(is_late(place)));
+        shown.map_err(|source| unfinishable(&blob.digest, source))
+    }
+
+    /// Whether upstream was there a moment ago, or answers to a question that costs next to nothing.
+    async fn is_confirmed(
+        &self,
+        place: &Place,
+        served: &Served,
+        parsed: &ParsedManifest,
+    ) -> Result<(), MirrorError> {
+        if served.origin != Origin::Cache || served.age.is_some_and(|age| age == Age::default()) {
+            return Ok(());
+        }
+        let (upstream, name) = (&place.upstream, &place.repository.name);
+        let child = parsed.manifests.first().map(|child| child.digest);
+        let blob = self.out_of_reach(place, parsed).await?;
+        let asks = async {
+            Ok(match (child, blob) {
+                (Some(child), _) => upstream.head_manifest(name, &Reference::Digest(child)).await?.is_some(),
+                (None, Some(blob)) => upstream.head_blob(name, &blob).await?.is_some(),
+                (None, None) => true,
+            })
+        };
+        let wanted = child.or(blob).unwrap_or(served.manifest.digest);
+        let absent = || MirrorError::NotUpstream { repository: place.repository.clone(), digest: wanted };
+        let found = timeout(PROBE_TIMEOUT, asks).await.unwrap_or_else(|_| Err(is_late(place)));
+        match found.map(|found| found.then_some(()).ok_or_else(absent)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) | Err(source) => Err(unfinishable(&wanted, source)),
+        }
     }
 
     /// The first blob of an image that is neither in the cache, nor on its way, nor at a peer.
-    async fn first_missing(
+    async fn out_of_reach(
         &self,
         place: &Place,
         image: &ParsedManifest,
     ) -> Result<Option<Digest>, MirrorError> {
-        for named in image.blobs.iter().filter(|blob| !blob.non_distributable) {
-            let key = Key::of_digest(&named.digest);
-            let can_be_had = self.0.fills.running(&named.digest).is_some()
-                || self.0.cache.blob_anywhere(&named.digest).await?.is_some()
-                || self.mesh(place).is_some_and(|mesh| !mesh.holders(key).is_empty());
-            if !can_be_had {
-                return Ok(Some(named.digest));
+        let is_near = |digest: &Digest| {
+            self.0.fills.running(digest).is_some()
+                || self.mesh(place).is_some_and(|mesh| !mesh.holders(Key::of_digest(digest)).is_empty())
+        };
+        for blob in image.blobs.iter().filter(|blob| !blob.non_distributable) {
+            if !is_near(&blob.digest) && self.0.cache.blob_anywhere(&blob.digest).await?.is_none() {
+                return Ok(Some(blob.digest));
             }
         }
         Ok(None)
     }
+
+    /// The first blobs of an image that may be fetched and are not in the cache.
+    async fn missing(&self, image: &ParsedManifest, at_most: usize) -> Result<Vec<Descriptor>, MirrorError> {
+        let mut missing = Vec::new();
+        for blob in image.blobs.iter().filter(|blob| !blob.non_distributable) {
+            if missing.len() < at_most && self.0.cache.blob_anywhere(&blob.digest).await?.is_none() {
+                missing.push(blob.clone());
+            }
+        }
+        Ok(missing)
+    }
+}
+
+fn is_late(place: &Place) -> MirrorError {
+    MirrorError::Late { repository: place.repository.clone(), waited: PROBE_TIMEOUT }
+}
+
+fn unfinishable(digest: &Digest, source: MirrorError) -> MirrorError {
+    MirrorError::Unfinishable { digest: *digest, source: Box::new(source) }
 }

@@ -55,7 +55,7 @@ const STALE_AFTER: Duration = Duration::from_millis(900);
 /// How long a client waits for the header of an answer.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long it may take to find out whether blobs can be had.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers "not there" that are remembered, and for how long at most.
 const NEGATIVE_MAX: u64 = 16_384;
 const NEGATIVE_FOR_MAX: Duration = Duration::from_secs(3600);

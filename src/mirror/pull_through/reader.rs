@@ -85,7 +85,12 @@ impl Reader {
         };
         let state = if self.whom == For::Client && self.generation.is_none() {
             self.fill.cleared().await;
-            self.fill.reached(self.position).await
+            let state = self.fill.reached(self.position).await;
+            // Who has no byte of it yet can go elsewhere.
+            if let Stage::Failed(error) = state.stage {
+                return Err(MirrorError::Fill(error));
+            }
+            state
         } else {
             state
         };

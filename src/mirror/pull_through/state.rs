@@ -7,7 +7,7 @@ use crate::ipfs::Peer;
 
 /// A blob up to this size is given to nobody before its digest matched: it takes no time, and who was given nothing can go
 /// elsewhere, whereas a wrong beginning is found out only at the end. Configs are all below it.
-const SMALL_BYTES_MAX: u64 = 256 * 1024;
+pub(super) const SMALL_BYTES_MAX: u64 = 256 * 1024;
 
 /// How far a fill is.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub(super) struct State {
     pub(super) path: Arc<[Peer]>,
     /// Some came from a peer.
     pub(super) by_peer: bool,
+    /// Some came since the fill was begun, or taken up again.
+    pub(super) flows: bool,
     /// How often what had come was thrown away.
     pub(super) generation: u32,
     pub(super) stage: Stage,

@@ -24,7 +24,7 @@ async fn every_status_is_told_apart_and_named_with_the_registry() {
             (|error| matches!(error, UpstreamError::Unauthorized { .. })) as fn(&UpstreamError) -> bool,
             false,
         ),
-        (403, |error| matches!(error, UpstreamError::Forbidden(_)), false),
+        (403, |error| matches!(error, UpstreamError::Forbidden { .. }), false),
         (400, |error| matches!(error, UpstreamError::Status { status: 400, .. }), false),
         (408, |error| matches!(error, UpstreamError::Status { status: 408, .. }), true),
         (429, |error| matches!(error, UpstreamError::RateLimited { .. }), true),
@@ -282,4 +282,70 @@ async fn a_manifest_is_believed_rather_than_a_digest_that_nothing_has() {
     let fake = serve(&MANIFEST[..40], lie).await;
     let error = manifest(&fake, &latest()).await.unwrap_err();
     assert!(matches!(error, UpstreamError::Mismatch { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_in_the_words_of_the_registry() {
+    let body = br#"{"errors":[{"code":"DENIED","message":"upgrade\nyour plan"}]}"#;
+    for status in [401, 403, 429] {
+        let fake = Fake::start(move |_| Reply::new(status, &[("Retry-After", "30")], body)).await;
+        let error = manifest(&fake, &latest()).await.unwrap_err();
+        assert!(error.to_string().contains("\"upgrade your plan\""), "{status}: {error}");
+    }
+    // Nobody waits for one that does not end, and none that is too long is taken whole.
+    let junk = b"HTTP/1.1 403 No\r\n\r\n{\"errors\":[{\"message\":\"".to_vec();
+    let fake = Fake::start(move |_| Reply::raw(junk.clone()).ending(Ending::Repeat(vec![b'x'; 4096]))).await;
+    let error = manifest(&fake, &latest()).await.unwrap_err();
+    assert!(matches!(error, UpstreamError::Forbidden { .. }) && error.to_string().len() < 500, "{error}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_refused_is_explained_by_a_get_but_not_where_there_were_too_many() {
+    let body = br#"{"errors":[{"message":"not yours"}]}"#;
+    for (status, asked) in [(401, 2), (403, 2), (429, 1)] {
+        let fake = Fake::start(move |_| Reply::new(status, &[], body)).await;
+        let error = of(&fake).head_manifest(&repo(), &latest()).await.unwrap_err();
+        assert_eq!(error.to_string().contains("not yours"), asked == 2, "{error}");
+        assert_eq!(fake.seen().len(), asked, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_on_manifests_leaves_blobs_alone_and_the_reverse() {
+    for limited in ["/manifests/", "/blobs/"] {
+        let fake = Fake::start(move |seen| match seen.target.contains(limited) {
+            true => Reply::new(429, &[("Retry-After", "30")], b""),
+            false if seen.target.contains("/blobs/") => Reply::new(200, &[], BLOB),
+            false => manifest_reply(),
+        })
+        .await;
+        let upstream = of(&fake);
+        let (repo, latest, digest) = (repo(), latest(), Digest::sha256(BLOB));
+        for _ in 0..3 {
+            let manifest = upstream.manifest(&repo, &latest).await;
+            let blob = upstream.blob(&repo, &digest, 0, None).await;
+            assert_eq!((manifest.is_err(), blob.is_err()), (limited == "/manifests/", limited == "/blobs/"));
+        }
+        let asked = fake.asked().iter().filter(|asked| asked.contains(limited)).count();
+        assert_eq!((asked, fake.seen().len()), (1, 4), "{:?}", fake.asked());
+    }
+}
+
+#[tokio::test]
+async fn who_let_one_wait_for_nothing_is_not_waited_for_as_long_by_the_next() {
+    let fake = Fake::start(|_| Reply::raw("").ending(Ending::Hang)).await;
+    let (upstream, repo, latest) = (of(&fake), repo(), latest());
+    for (waited_s, asked) in [(10, 1), (1, 2)] {
+        let answer = upstream.head_manifest(&repo, &latest);
+        let wait_on = async {
+            while fake.seen().len() < asked {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            tokio::time::pause();
+        };
+        let (answer, ()) = futures::join!(answer, wait_on);
+        tokio::time::resume();
+        let error = answer.unwrap_err().to_string();
+        assert!(error.contains(&format!("no answer within {waited_s} s")), "{error}");
+    }
 }
