@@ -73,6 +73,8 @@ pub struct Node {
     /// Peers that share pulled-through images with this daemon.
     pub mesh_peers: usize,
     pub announcements_waiting: usize,
+    /// Peers that records of names are exchanged with over pubsub; absent if it is off.
+    pub pubsub_peers: Option<usize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -108,6 +108,10 @@ fn readable(status: &api::Status) -> String {
         "node       {}, {} peers, {} of them in the mesh, {} announcements waiting",
         status.node.peer_id, status.node.peers, status.node.mesh_peers, status.node.announcements_waiting
     );
+    let _ = match status.node.pubsub_peers {
+        Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
+        None => writeln!(text, "pubsub     off: names are polled"),
+    };
     match &status.own {
         Some(own) => {
             let sequence =
@@ -175,7 +179,8 @@ mod tests {
         let digest = Digest::sha256(b"x");
         let status = serde_json::json!({
             "version": "0", "uptime_s": 1, "registry": "", "readonly": [], "tasks": 1, "own": null,
-            "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0},
+            "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0,
+                "pubsub_peers": 2},
             "store": {"blocks": 0, "live_bytes": 0, "disk_bytes": 0},
             "transfers": {"uploads": 0, "downloads": 0, "fetches": 0, "received_bytes": 0, "sent_bytes": 0},
             "cache": {"live_bytes": 3 << 20, "disk_bytes": 4 << 20, "quota_bytes": 5_u64 << 30},
@@ -199,5 +204,6 @@ mod tests {
         ];
         assert_eq!(mirrored(&status).lines().collect::<Vec<_>>(), lines);
         assert!(readable(&status).contains(&lines[0]));
+        assert!(readable(&status).contains("pubsub     2 peers"));
     }
 }

@@ -192,6 +192,7 @@ pub(super) struct P2p {
     pub(super) peers: Option<Vec<String>>,
     pub(super) swarmkey: Option<String>,
     pub(super) mdns: Option<bool>,
+    pub(super) pubsub: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

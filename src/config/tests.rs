@@ -72,6 +72,12 @@ fn a_node_that_listens_nowhere_looks_for_nobody() {
 }
 
 #[test]
+fn pubsub_is_on_unless_it_is_turned_off() {
+    assert!(load("", &[]).unwrap().0.p2p.pubsub);
+    assert!(!load("", &[("REGISTRY_P2P_PUBSUB", "false")]).unwrap().0.p2p.pubsub);
+}
+
+#[test]
 fn every_key_of_the_schema_is_in_the_file_of_defaults() {
     for key in [
         "version",
@@ -125,6 +131,7 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "p2p.peers",
         "p2p.swarmkey",
         "p2p.mdns",
+        "p2p.pubsub",
         "mirror.defaultregistry",
         "mirror.registries",
     ] {

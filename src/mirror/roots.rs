@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use cid::Cid;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::{MirrorError, chain};
@@ -17,10 +18,13 @@ use crate::dag::{DagError, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Want};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{Followed, State, off_thread};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, jittered};
 
-/// How often the network is asked for a newer record, besides being told of one.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the network is asked for a newer record, besides being told of one: when the TTL of the one at hand is over,
+/// within these bounds …
+const POLL_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// … or after this long, while there is no record, or its root is not served.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// How often the newest record is put again, so that it outlives its author.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4 * 3600);
 /// How long a look-up waits for the first root of a name.
@@ -135,22 +139,40 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self, mut updates: broadcast::Receiver<IpnsRecord>, stop: CancellationToken) {
-        let mut poll = tokio::time::interval(POLL_INTERVAL);
-        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut poll_at = tokio::time::Instant::now();
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE_INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 told = updates.recv() => match told {
-                    Ok(record) if *record.name() == self.name => self.consider(record).await,
+                    Ok(record) if *record.name() == self.name => {
+                        self.consider(record).await;
+                        poll_at = tokio::time::Instant::now() + self.poll_pause();
+                    }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => (),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                _ = poll.tick() => self.ask().await,
+                () = sleep_until(poll_at) => {
+                    self.ask().await;
+                    poll_at = tokio::time::Instant::now() + self.poll_pause();
+                }
                 _ = keep_alive.tick() => self.put_again().await,
             }
             self.tell();
         }
+    }
+
+    /// How long the record at hand is believed before the network is asked again.
+    fn poll_pause(&self) -> Duration {
+        let served = self.serving.borrow().root;
+        let is_served = |record: &&IpnsRecord| served.is_some() && record.root() == served;
+        let pause = match self.record.as_ref().filter(is_served) {
+            Some(record) if self.status.borrow().error.is_none() => {
+                record.ttl().clamp(POLL_PAUSE.0, POLL_PAUSE.1)
+            }
+            _ => RETRY_PAUSE,
+        };
+        jittered(pause)
     }
 
     /// Asks the network, and tries again to fetch a root that could not be had the last time.

@@ -24,6 +24,8 @@ const ANNOUNCING_MAX: usize = 32;
 const PUT_DIRECTLY_MAX: usize = 64;
 /// Providers that one search dials.
 const PROVIDERS_MAX: usize = 20;
+/// Peers on a topic that one search dials.
+const COMPANY_MAX: usize = 8;
 /// Newer records under way to one peer in answer to its older ones.
 const CORRECTIONS_PER_PEER_MAX: usize = 8;
 /// Room that inbound records leave for those we publish or follow.
@@ -50,6 +52,10 @@ pub(super) enum Waiting {
         found: usize,
     },
     Announcement,
+    /// Others on a topic of ours, whom we then dial.
+    Company {
+        found: usize,
+    },
     Nobody,
 }
 
@@ -60,7 +66,11 @@ impl Waiting {
             Self::Record(reply) => reply.is_closed(),
             Self::Providers { reply, .. } => reply.is_closed(),
             // A record on its way is put also when nobody waits for it any more.
-            Self::Put { .. } | Self::Correction(_) | Self::Announcement | Self::Nobody => false,
+            Self::Put { .. }
+            | Self::Correction(_)
+            | Self::Announcement
+            | Self::Company { .. }
+            | Self::Nobody => false,
         }
     }
 }
@@ -81,6 +91,7 @@ impl EventLoop {
                 Err(error) => tracing::debug!(ipns = %record.name(), %error, "record not stored here"),
             }
         }
+        self.say_again(record);
         let put = routing::dht_record(record, now);
         let connected: Vec<PeerId> = self.peers.keys().copied().take(PUT_DIRECTLY_MAX).collect();
         for (dht, peers) in self.by_dht(connected.into_iter()) {
@@ -110,6 +121,7 @@ impl EventLoop {
                     tracing::debug!(ipns = %record.name(), %error, "record not stored here");
                 }
             }
+            self.spread(record);
         }
         let put = routing::dht_record(record, now);
         for (dht, peers) in self.by_dht(behind.into_iter()) {
@@ -215,16 +227,20 @@ impl EventLoop {
                 QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })),
             ) => {
                 let own = *self.swarm.local_peer_id();
-                let fresh = providers
-                    .into_iter()
-                    .filter(|peer| *peer != own)
-                    .take(PROVIDERS_MAX.saturating_sub(*found));
-                let fresh: Vec<PeerId> = fresh.collect();
-                *found += fresh.len();
+                let fresh = first_of(providers, own, PROVIDERS_MAX, found);
                 for peer in &fresh {
                     let _ = reply.try_send(*peer);
                 }
                 for peer in fresh {
+                    self.dial(peer, Vec::new());
+                }
+            }
+            (
+                Waiting::Company { found },
+                QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })),
+            ) => {
+                let own = *self.swarm.local_peer_id();
+                for peer in first_of(providers, own, COMPANY_MAX, found) {
                     self.dial(peer, Vec::new());
                 }
             }
@@ -245,8 +261,11 @@ impl EventLoop {
             Ok((record, followed))
         });
         match outcome {
-            // Nobody may be listening for updates.
-            Ok((record, true)) => drop(self.updates.send(record)),
+            Ok((record, true)) => {
+                self.spread(&record);
+                // Nobody may be listening for updates.
+                let _ = self.updates.send(record);
+            }
             Ok((_, false)) => (),
             Err(error) => {
                 tracing::debug!(peer.id = %source, %error, "record of a peer refused");
@@ -298,6 +317,14 @@ impl EventLoop {
             self.forget_provider(&gone);
         }
     }
+}
+
+/// Providers other than ourselves, so many that `found` stays within `max`.
+fn first_of(providers: HashSet<PeerId>, own: PeerId, max: usize, found: &mut usize) -> Vec<PeerId> {
+    let others = providers.into_iter().filter(|peer| *peer != own);
+    let fresh: Vec<PeerId> = others.take(max.saturating_sub(*found)).collect();
+    *found += fresh.len();
+    fresh
 }
 
 /// Whether a record of a stranger may be stored under `key`. When there is no room, those that expired make it.
