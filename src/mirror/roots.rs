@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cid::Cid;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
-use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::{MirrorError, chain};
@@ -139,7 +140,7 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self, mut updates: broadcast::Receiver<IpnsRecord>, stop: CancellationToken) {
-        let mut poll_at = tokio::time::Instant::now();
+        let mut asking = self.ask_after(Duration::ZERO);
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE_INTERVAL);
         loop {
             tokio::select! {
@@ -147,14 +148,14 @@ impl Follower {
                 told = updates.recv() => match told {
                     Ok(record) if *record.name() == self.name => {
                         self.consider(record).await;
-                        poll_at = tokio::time::Instant::now() + self.poll_pause();
+                        asking = self.ask_after(self.poll_pause());
                     }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => (),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                () = sleep_until(poll_at) => {
-                    self.ask().await;
-                    poll_at = tokio::time::Instant::now() + self.poll_pause();
+                answer = &mut asking => {
+                    self.on_answer(answer).await;
+                    asking = self.ask_after(self.poll_pause());
                 }
                 _ = keep_alive.tick() => self.put_again().await,
             }
@@ -175,9 +176,20 @@ impl Follower {
         jittered(pause)
     }
 
-    /// Asks the network, and tries again to fetch a root that could not be had the last time.
-    async fn ask(&mut self) {
-        match self.ipfs.resolve(&self.name).await {
+    /// Asks the network for the newest record. Apart from the rest, since that may take a while, and one that is told of
+    /// meanwhile need not wait.
+    fn ask_after(&self, pause: Duration) -> BoxFuture<'static, Result<IpnsRecord, IpfsError>> {
+        let (ipfs, name) = (self.ipfs.clone(), self.name);
+        async move {
+            tokio::time::sleep(pause).await;
+            ipfs.resolve(&name).await
+        }
+        .boxed()
+    }
+
+    /// Takes the answer over, or tries again to fetch a root that could not be had the last time.
+    async fn on_answer(&mut self, answer: Result<IpnsRecord, IpfsError>) {
+        match answer {
             Ok(record) => self.consider(record).await,
             Err(error) => {
                 self.note_failure(&error);

@@ -263,6 +263,10 @@ impl Ipfs for NodeClient {
         let mut stored = self.put(record).await?;
         let name = *record.name();
         if self.routable() == 0 {
+            // Without a DHT those on the topic of the name have it, if there are any.
+            if let Ok(Some(_)) = timeout(FURTHER_PEER_TIMEOUT, stored.recv()).await {
+                return Ok(());
+            }
             self.await_peer(name).await?;
             stored = self.put(record).await?;
         }

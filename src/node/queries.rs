@@ -91,10 +91,15 @@ impl EventLoop {
                 Err(error) => tracing::debug!(ipns = %record.name(), %error, "record not stored here"),
             }
         }
-        self.say_again(record);
+        let told = self.say_again(record);
         let put = routing::dht_record(record, now);
         let connected: Vec<PeerId> = self.peers.keys().copied().take(PUT_DIRECTLY_MAX).collect();
-        for (dht, peers) in self.by_dht(connected.into_iter()) {
+        let by_dht = self.by_dht(connected.into_iter());
+        if let (true, Some(peer)) = (by_dht.is_empty(), told) {
+            // Who published may have gone.
+            let _ = reply.try_send(peer);
+        }
+        for (dht, peers) in by_dht {
             let kad = self.swarm.behaviour_mut().kad(dht);
             // A query for each, so that the answer of one is known before that of the slowest.
             for peer in peers {

@@ -66,21 +66,21 @@ impl Scene {
 async fn a_record_that_is_said_is_followed_at_once_and_passed_on() {
     let scene = Scene::set(300).await;
     let (peer, mut other) = (scene.meets().await, scene.meets().await);
-    peer.say(scene.good(6)).await;
+    let record = scene.good(6);
+    peer.say(record.clone()).await;
     has_taken(&scene.reader, &scene.next).await;
-    assert_eq!(other.hears().await, scene.good(6));
+    assert_eq!(other.hears().await, record);
     assert_eq!(scene.reader.status().node.pubsub_peers, Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_to_the_topic_is_asked_and_is_answered() {
     let scene = Scene::set(301).await;
-    let key = scene.name.routing_key();
+    let (key, good) = (scene.name.routing_key(), FetchAnswer { status: 0, data: scene.good(7) });
     let mut peer = scene.meets().await;
-    assert_eq!(peer.answers(&FetchAnswer { status: 0, data: scene.good(7) }).await, key);
+    assert_eq!(peer.answers(&good).await, key);
     has_taken(&scene.reader, &scene.next).await;
-    let answer = peer.fetch(&scene.reader, &key).await.unwrap();
-    assert_eq!(answer, FetchAnswer { status: 0, data: scene.good(7) });
+    assert_eq!(peer.fetch(&scene.reader, &key).await.unwrap(), good);
 
     // The same as said by somebody who knows less, or lies: nothing changes.
     for answer in [
@@ -92,8 +92,7 @@ async fn who_comes_to_the_topic_is_asked_and_is_answered() {
     ] {
         let mut peer = scene.meets().await;
         peer.answers(&answer).await;
-        let known = peer.fetch(&scene.reader, &key).await.unwrap();
-        assert_eq!(known.data, scene.good(7), "after {:?}", answer.status);
+        assert_eq!(peer.fetch(&scene.reader, &key).await.unwrap(), good, "after status {}", answer.status);
     }
     assert_eq!(scene.reader.status().readonly[0].sequence, Some(7));
 }
@@ -106,9 +105,10 @@ async fn a_flood_of_bad_records_keeps_no_good_one_out() {
     for n in 0..FLOOD {
         flooder.say(scene.spoiled(n)).await;
     }
-    honest.say(scene.good(6)).await;
+    let record = scene.good(6);
+    honest.say(record.clone()).await;
     has_taken(&scene.reader, &scene.next).await;
-    assert_eq!(witness.hears().await, scene.good(6), "nothing else is passed on");
+    assert_eq!(witness.hears().await, record, "nothing else is passed on");
     assert!(witness.heard.try_recv().is_err());
     assert_eq!(scene.reader.status().readonly[0].sequence, Some(6));
     assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);
@@ -119,13 +119,14 @@ async fn the_same_record_over_and_over_is_passed_on_once() {
     const FLOOD: u64 = 3000;
     let scene = Scene::set(303).await;
     let (flooder, mut witness) = (scene.meets().await, scene.meets().await);
+    let (record, next) = (scene.good(6), scene.good(7));
     for _ in 0..FLOOD {
-        flooder.say(scene.good(6)).await;
+        flooder.say(record.clone()).await;
     }
-    assert_eq!(witness.hears().await, scene.good(6));
+    assert_eq!(witness.hears().await, record);
     let honest = scene.meets().await;
-    honest.say(scene.good(7)).await;
-    assert_eq!(witness.hears().await, scene.good(7));
+    honest.say(next.clone()).await;
+    assert_eq!(witness.hears().await, next);
     assert!(witness.heard.try_recv().is_err());
     assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);
 }

@@ -155,10 +155,10 @@ async fn run(
             },
             event = swarm.select_next_some() => match event {
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message { message, .. })) => {
-                    drop(ears.send(message.data));
+                    let _ = ears.send(message.data);
                 }
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, .. })) => {
-                    drop(eyes.send(peer_id));
+                    let _ = eyes.send(peer_id);
                 }
                 _ => (),
             }

@@ -86,19 +86,25 @@ impl EventLoop {
     }
 
     /// Says a record on its topic, also one that is known there: peers may have missed it.
-    pub(in super::super) fn say_again(&mut self, record: &IpnsRecord) {
+    /// One of those that it was sent to, if there was any.
+    pub(in super::super) fn say_again(&mut self, record: &IpnsRecord) -> Option<PeerId> {
         self.pubsub.learn(record, Timestamp::now());
-        self.say(record);
+        self.say(record).then(|| self.pubsub.any_on(record.name()))?
     }
 
-    fn say(&mut self, record: &IpnsRecord) {
-        let Some(gossip) = self.swarm.behaviour_mut().gossip.as_mut() else { return };
+    /// Whether it was sent to somebody.
+    fn say(&mut self, record: &IpnsRecord) -> bool {
+        let Some(gossip) = self.swarm.behaviour_mut().gossip.as_mut() else { return false };
         if !self.pubsub.has(record.name()) {
-            return;
+            return false;
         }
         match gossip.publish(gossip::topic(record.name()), record.bytes().to_vec()) {
-            Ok(_) | Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => (),
-            Err(error) => tracing::debug!(ipns = %record.name(), %error, "record not said on its topic"),
+            Ok(_) => true,
+            Err(gossipsub::PublishError::NoPeersSubscribedToTopic) => false,
+            Err(error) => {
+                tracing::debug!(ipns = %record.name(), %error, "record not said on its topic");
+                false
+            }
         }
     }
 

@@ -121,6 +121,11 @@ impl Pubsub {
         self.members.values().filter(|member| !member.topics.is_empty()).count()
     }
 
+    fn any_on(&self, name: &IpnsName) -> Option<PeerId> {
+        let on = self.members.iter().find(|(_, member)| member.topics.contains(name));
+        on.map(|(peer, _)| *peer)
+    }
+
     fn has(&self, name: &IpnsName) -> bool {
         self.searches.contains_key(name)
     }
