@@ -99,6 +99,25 @@ fn mirrored(status: &api::Status) -> String {
     text
 }
 
+/// What is brought here of a name, and how far that is.
+fn replica(followed: &api::Readonly) -> String {
+    let api::Replica { whole, blobs, blobs_held, received_bytes, error } = &followed.replica;
+    let mut text = match (followed.follow.as_str(), *whole) {
+        ("none", _) => return String::new(),
+        ("all", false) => {
+            let received = HumanBytes(*received_bytes);
+            format!("           {blobs_held} of {blobs} blobs are here, {received} came in this run\n")
+        }
+        ("all", true) => format!("           all of its {blobs} blobs are here\n"),
+        (_, true) => "           all tags and manifests are here\n".to_owned(),
+        (_, false) => "           not all tags and manifests are here yet\n".to_owned(),
+    };
+    if let Some(error) = error {
+        let _ = writeln!(text, "           {error}");
+    }
+    text
+}
+
 /// The status as a person reads it. Writing to a string cannot fail.
 fn readable(status: &api::Status) -> String {
     let mut text = String::new();
@@ -145,6 +164,7 @@ fn readable(status: &api::Status) -> String {
         if let Some(error) = &followed.error {
             let _ = writeln!(text, "           {error}");
         }
+        text.push_str(&replica(followed));
     }
     let store = &status.store;
     let mib = |bytes: u64| bytes >> 20;

@@ -14,7 +14,9 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::replicate::ReplicaStatus;
 use super::{MirrorError, chain};
+use crate::config::FollowMode;
 use crate::dag::{DagError, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Want};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
@@ -55,13 +57,17 @@ pub struct FollowedStatus {
     /// Since the root was taken over.
     pub root_age: Option<Duration>,
     pub error: Option<String>,
+    pub mode: FollowMode,
+    pub replica: ReplicaStatus,
 }
 
 /// A name that is followed. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Follow {
     pub(super) name: IpnsName,
+    pub(super) mode: FollowMode,
     serving: watch::Receiver<Serving>,
+    replica: Arc<watch::Sender<ReplicaStatus>>,
     status: watch::Receiver<FollowedStatus>,
 }
 
@@ -72,7 +78,7 @@ impl Follow {
         ipfs: Arc<dyn Ipfs>,
         tree: Tree,
         state: State,
-        name: IpnsName,
+        (name, mode): (IpnsName, FollowMode),
         updates: broadcast::Receiver<IpnsRecord>,
     ) -> Result<Self, MirrorError> {
         let row = {
@@ -94,10 +100,28 @@ impl Follow {
             record_age: None,
             root_age: None,
             error: None,
+            mode,
+            replica: ReplicaStatus::default(),
         });
-        let follow = Self { name, serving: serving.subscribe(), status: status.subscribe() };
-        let follower =
-            Follower { ipfs, tree, state, name, record, confirmed_at: None, taken_at: None, serving, status };
+        let follow = Self {
+            name,
+            mode,
+            serving: serving.subscribe(),
+            replica: Arc::default(),
+            status: status.subscribe(),
+        };
+        let follower = Follower {
+            ipfs,
+            tree,
+            state,
+            name,
+            mode,
+            record,
+            confirmed_at: None,
+            taken_at: None,
+            serving,
+            status,
+        };
         tasks.spawn("follow", |stop| follower.run(updates, stop));
         Ok(follow)
     }
@@ -122,7 +146,16 @@ impl Follow {
     }
 
     pub(super) fn status(&self) -> FollowedStatus {
-        self.status.borrow().clone()
+        FollowedStatus { replica: self.replica.borrow().clone(), ..self.status.borrow().clone() }
+    }
+
+    pub(super) fn serving(&self) -> watch::Receiver<Serving> {
+        self.serving.clone()
+    }
+
+    /// For who brings the roots here.
+    pub(super) fn replica(&self) -> &watch::Sender<ReplicaStatus> {
+        &self.replica
     }
 }
 
@@ -131,6 +164,7 @@ struct Follower {
     tree: Tree,
     state: State,
     name: IpnsName,
+    mode: FollowMode,
     record: Option<IpnsRecord>,
     confirmed_at: Option<Instant>,
     taken_at: Option<Instant>,
@@ -252,23 +286,17 @@ impl Follower {
         self.status.send_modify(|status| status.error = None);
         tracing::info!(ipns = %self.name, %root, sequence = record.sequence(), "serving a new root");
         self.save().await;
-        if old.is_none() {
-            // Nobody waits for these: a first root serves what it can meanwhile, and the rest on demand.
-            if let Err(error) = self.fetch_directories(None, root).await {
-                tracing::debug!(ipns = %self.name, error = %chain(&error), "directories not all fetched");
-            }
-        }
         if let Err(error) = self.ipfs.provide(&[root]).await {
             tracing::debug!(ipns = %self.name, %error, "root not announced");
         }
     }
 
-    /// The root itself must be had, and if another one is being served, the directories that changed too: an author
+    /// The root itself must be had, and unless the rest is had on demand, if another one is being served, the directories that changed too: an author
     /// who vanishes in the middle must not take away what the old root could serve. What a try could not fetch in its
     /// time the next one goes on with.
     async fn fetch_before_serving(&self, old: Option<Cid>, root: Cid) -> Result<(), MirrorError> {
         self.tree.blocks().fetch(Want { cid: root, root }).await?;
-        if old.is_some() {
+        if old.is_some() && self.mode != FollowMode::None {
             self.fetch_directories(old, root).await?;
         }
         Ok(self.tree.blocks().flush().await?)

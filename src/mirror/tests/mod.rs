@@ -216,7 +216,8 @@ impl Desk {
     /// Starts following the name of the key.
     async fn follow(&self) -> Follow {
         let (ipfs, tree, state) = (self.network.clone(), self.tree.clone(), self.state().clone());
-        Follow::start(&self.tasks, ipfs, tree, state, self.name(), self.updates.subscribe()).await.unwrap()
+        let followed = (self.name(), FollowMode::Tags);
+        Follow::start(&self.tasks, ipfs, tree, state, followed, self.updates.subscribe()).await.unwrap()
     }
 
     /// Stops what runs, as at the end of a daemon; what is started next finds what is on disk.
