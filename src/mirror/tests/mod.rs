@@ -22,6 +22,7 @@ use super::commit::{Changes, Commits};
 use super::leases::Leases;
 use super::publish::{Publisher, Signer, first_root};
 use super::roots::Follow;
+use crate::config::FollowMode;
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
