@@ -65,6 +65,7 @@ impl Fixture {
         let config = MirrorConfig {
             signer: Some(signer),
             readonly: Vec::new(),
+            follow_quota_bytes: None,
             uploads_max: 16,
             upload_idle_timeout: Duration::from_secs(3600),
             delete_enabled: false,

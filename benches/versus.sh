@@ -2,12 +2,12 @@
 # versus.sh [ROW...] - Shoal beside its peers on one machine, in one run: docker-registry, distribution 3, nginx,
 # Kubo, a bare libp2p stream.
 # Prints a line per row: the median of RUNS runs of each side, their ratio (above 1: Shoal is better), and its bar.
-#   rows: get push skopeo manifests blobs tls cold commit tags memory      MB=500 RUNS=5 LOG_LEVEL=warn
+#   rows: get push skopeo manifests blobs tls cold commit tags live memory      MB=500 RUNS=5 LOG_LEVEL=warn
 # What a run is prepared with is on disk (sync) before its time is taken.
 # Needs tests/clients/install.sh, root and a release build. Only loopback, in a network namespace of its own.
 set -euo pipefail
 . "$(dirname "$0")/../tests/clients/lib.sh"
-ROWS=${*:-get push skopeo manifests blobs tls cold commit tags memory}
+ROWS=${*:-get push skopeo manifests blobs tls cold commit tags live memory}
 if [ -z "${BARE_STREAM:-}" ] && [[ " $ROWS " == *" cold "* ]]; then
   # Before the network goes, since cargo may look for it.
   BARE_STREAM=$(cargo bench --manifest-path "$REPO/Cargo.toml" --bench bitswap --no-run --message-format json |
@@ -159,6 +159,20 @@ tags)
     curl -sf -o /dev/null -w '%{time_total}\n' "http://$a_registry/v2/bench/tags$TAGS_MANY/tags/list?n=100"
   done | median >"$W/page"
   limit "first page of 100 of $TAGS_MANY tags" "$(awk '{print $1 * 1000}' "$W/page")" ms 5
+  ;;
+live)
+  # From the acknowledged push of a tag to its first answer at a connected reader, which is asked every 5 ms.
+  KEY="" shoal_config l "$a_p2p" "$a_ipns"; shoal_start l
+  has_tag() { [ "$(curl -s -o /dev/null -w '%{http_code}' -I "http://$l_registry/v2/bench/app/manifests/$1")" = 200 ]; }
+  wait_for 20 "the reader knows the name" has_tag v1
+  until_seen() { local n; for n in $(seq 2000); do has_tag "$1" && return; sleep 0.005; done; fail "$1 is not seen"; }
+  for n in $(seq 100); do
+    put_manifest "$a_registry" "live$n" "$(manifest_of "$digest" $((MB * 1000000)))"
+    seconds until_seen "live$n"
+  done | sort -g >"$W/live"
+  limit "push to pull by tag at a reader, of 100: median" "$(sed -n 50p "$W/live")" s 1
+  limit "the same, 95th percentile" "$(sed -n 95p "$W/live")" s 1
+  shoal_stop l
   ;;
 memory)
   resident() { awk -v k="$2:" '$1 == k {print $2 / 1024}' "/proc/$1/status"; }

@@ -73,6 +73,8 @@ pub struct Node {
     /// Peers that share pulled-through images with this daemon.
     pub mesh_peers: usize,
     pub announcements_waiting: usize,
+    /// Peers that records of names are exchanged with over pubsub; absent if it is off.
+    pub pubsub_peers: Option<usize>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +92,9 @@ pub struct Own {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Readonly {
     pub name: String,
+    /// What is brought here before it is asked for: `none`, `tags` or `all`.
+    pub follow: String,
+    pub replica: Replica,
     /// What is served.
     pub root: Option<String>,
     /// Of the newest record.
@@ -99,6 +104,19 @@ pub struct Readonly {
     pub record_age_s: Option<u64>,
     /// Since the root was taken over.
     pub root_age_s: Option<u64>,
+    pub error: Option<String>,
+}
+
+/// How far it has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Replica {
+    /// All that is to be here of the root that is served is here.
+    pub whole: bool,
+    /// Of the root; 0 unless all are brought.
+    pub blobs: usize,
+    pub blobs_held: usize,
+    /// Brought in this run.
+    pub received_bytes: u64,
     pub error: Option<String>,
 }
 

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::auth::{Auth, AuthError};
-use crate::config::{Config, Net, SELF_SIGNED_FOLDER};
+use crate::config::{Config, FollowMode, Name, Net, SELF_SIGNED_FOLDER};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::listen::{self, ListenError};
@@ -177,17 +177,17 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     };
     let signer = signer(&keystore, &config, fresh)?;
     let readonly = readonly(&keystore, &config)?;
-
     let metrics = Metrics::default();
-    let identity_name = identity.public().to_peer_id().to_base58();
-    let pull_through = pull_through(&config, identity_name, metrics.clone()).await?;
+    let us = identity.public().to_peer_id().to_base58();
+    let pull_through = pull_through(&config, us, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
-    let followed = readonly.iter().copied().chain(signer.as_ref().map(Signer::name)).collect();
-    let node_config = node_config(&config, followed)?;
+    let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
+    let node_config = node_config(&config, names.collect())?;
     let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = MirrorConfig {
         signer,
         readonly,
+        follow_quota_bytes: config.names.follow_quota_bytes,
         uploads_max: config.limits.uploads_max,
         upload_idle_timeout: config.limits.upload_idle_timeout,
         delete_enabled: config.store.delete_enabled,
@@ -233,6 +233,7 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, D
         bootstrap: p2p.bootstrap,
         peers: p2p.peers,
         followed,
+        pubsub: p2p.pubsub,
         agent: concat!("shoal/", env!("CARGO_PKG_VERSION")).to_owned(),
         connections_max: config.limits.p2p_connections_max,
         swarm_key,
@@ -271,10 +272,10 @@ fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<O
     Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity }))
 }
 
-fn readonly(keystore: &Keystore, config: &Config) -> Result<Vec<IpnsName>, DaemonError> {
-    let resolve = |(n, text): (usize, &String)| {
+fn readonly(keystore: &Keystore, config: &Config) -> Result<Vec<(IpnsName, FollowMode)>, DaemonError> {
+    let resolve = |(n, name): (usize, &Name)| {
         let wrong = |source| DaemonError::Name { key: format!("readonlyipnskeys[{n}]"), source };
-        keystore.resolve_name(text).map_err(wrong)
+        Ok((keystore.resolve_name(&name.text).map_err(wrong)?, name.follow))
     };
     config.names.readonly.iter().enumerate().map(resolve).collect()
 }
@@ -318,8 +319,22 @@ fn describe_own(own: OwnStatus) -> api::Own {
 
 fn describe_followed(followed: FollowedStatus) -> api::Readonly {
     let seconds = |duration: Duration| duration.as_secs();
+    let replica = followed.replica;
     api::Readonly {
         name: followed.name.to_string(),
+        follow: match followed.mode {
+            FollowMode::None => "none",
+            FollowMode::Tags => "tags",
+            FollowMode::All => "all",
+        }
+        .to_owned(),
+        replica: api::Replica {
+            whole: replica.is_whole,
+            blobs: replica.blobs,
+            blobs_held: replica.blobs_held,
+            received_bytes: replica.received_bytes,
+            error: replica.error,
+        },
         root: followed.root.map(|root| root.to_string()),
         sequence: followed.sequence,
         valid_until: followed.valid_until.map(|until| until.to_string()),
@@ -371,6 +386,7 @@ impl Daemon for Running {
                 peers: node.peers,
                 mesh_peers: node.mesh_peers,
                 announcements_waiting: node.announcements_waiting,
+                pubsub_peers: node.pubsub_peers,
             },
             own: mirror.own.map(describe_own),
             readonly: mirror.readonly.into_iter().map(describe_followed).collect(),

@@ -15,7 +15,10 @@ use crate::config::LogConfig;
 /// Makes the log of this process. Ours at the level of the config, those of libraries from `warn` on.
 pub fn start(config: &LogConfig) {
     // A node without peers is nothing that Kademlia needs to warn of each time it looks for some.
-    let filter = EnvFilter::new(format!("warn,libp2p_kad=error,shoal={}", config.level.as_str()));
+    let filter = EnvFilter::new(format!(
+        "warn,libp2p_kad=error,libp2p_gossipsub=error,shoal={}",
+        config.level.as_str()
+    ));
     let ansi = !config.json && std::io::stderr().is_terminal();
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);

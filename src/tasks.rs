@@ -4,6 +4,7 @@
 //! finish. What is still there after it is aborted.
 
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinHandle};
@@ -76,6 +77,15 @@ impl Tasks {
     }
 }
 
+/// The pause before something is done again, give or take a quarter: many daemons that start at once must not ask at once
+/// for ever.
+pub fn jittered(pause: Duration) -> Duration {
+    let quarter = pause / 4;
+    // A new hasher has random keys.
+    let random = RandomState::new().hash_one(()) % u64::try_from(2 * quarter.as_millis() + 1).unwrap_or(1);
+    pause - quarter + Duration::from_millis(random)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +105,13 @@ mod tests {
         assert_eq!(tasks.shutdown(Duration::from_secs(5)).await, 1);
         assert_eq!(done.await.unwrap(), None);
         assert!(tasks.is_empty());
+    }
+
+    #[test]
+    fn pauses_differ_by_a_quarter_at_most() {
+        let pause = Duration::from_secs(10);
+        let pauses: Vec<Duration> = (0..100).map(|_| jittered(pause)).collect();
+        assert!(pauses.iter().all(|jittered| (pause * 3 / 4..=pause * 5 / 4).contains(jittered)));
+        assert!(pauses.windows(2).any(|pair| pair[0] != pair[1]));
     }
 }

@@ -111,6 +111,7 @@ async fn kubos_gateway_over_libp2p_is_asked_as_our_own_is() {
         bootstrap: vec![address.parse().unwrap()],
         peers: Vec::new(),
         followed: Vec::new(),
+        pubsub: true,
         agent: "shoal/test".to_owned(),
         connections_max: 1,
         swarm_key: None,

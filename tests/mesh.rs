@@ -132,6 +132,7 @@ impl Stranger {
             bootstrap: vec![daemon.address.parse().unwrap()],
             peers: Vec::new(),
             followed: Vec::new(),
+            pubsub: true,
             agent: "stranger".to_owned(),
             connections_max: 1,
             swarm_key: None,

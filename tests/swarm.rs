@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{Image, daemon};
 use reqwest::StatusCode;
 
@@ -99,4 +101,39 @@ async fn two_roots_are_one_view_in_the_order_of_the_config() {
     reader.serves("library/app", "only", &theirs).await;
     let tags: serde_json::Value = reader.get("library/app/tags/list").await.json().await.unwrap();
     assert_eq!(tags["tags"], serde_json::json!(["both", "only"]));
+}
+
+#[tokio::test]
+async fn a_push_is_pulled_by_tag_at_a_connected_reader_at_once() {
+    // A name whose root is served is looked up again after this long, at the soonest.
+    const POLL_PAUSE_MIN: Duration = Duration::from_secs(45);
+    let publisher = daemon().start();
+    publisher.push("library/app", "0", &Image::new(30, &[100])).await;
+    let reader = daemon().knows(&publisher).reads(&publisher.ipns).read_only().start();
+    reader.serves("library/app", "0", &Image::new(30, &[100])).await;
+
+    let begun = Instant::now();
+    for tag in 1..=5 {
+        let image = Image::new(30 + tag, &[100]);
+        publisher.push("library/app", &tag.to_string(), &image).await;
+        reader.serves("library/app", &tag.to_string(), &image).await;
+    }
+    assert!(begun.elapsed() < POLL_PAUSE_MIN / 2, "{:?}", begun.elapsed());
+    assert_eq!(reader.status().node.pubsub_peers, Some(1));
+    assert_eq!(publisher.status().node.pubsub_peers, Some(1));
+}
+
+#[tokio::test]
+async fn pubsub_can_be_turned_off() {
+    let publisher = daemon().start();
+    publisher.push("library/app", "1", &Image::new(40, &[100])).await;
+    let reader = daemon()
+        .knows(&publisher)
+        .reads(&publisher.ipns)
+        .read_only()
+        .env("REGISTRY_P2P_PUBSUB", "false")
+        .start();
+    reader.serves("library/app", "1", &Image::new(40, &[100])).await;
+    assert_eq!(reader.status().node.pubsub_peers, None);
+    assert_eq!(publisher.status().node.pubsub_peers, Some(0));
 }

@@ -99,6 +99,25 @@ fn mirrored(status: &api::Status) -> String {
     text
 }
 
+/// What is brought here of a name, and how far that is.
+fn replica(followed: &api::Readonly) -> String {
+    let api::Replica { whole, blobs, blobs_held, received_bytes, error } = &followed.replica;
+    let mut text = match (followed.follow.as_str(), *whole) {
+        ("none", _) => return String::new(),
+        ("all", false) => {
+            let received = HumanBytes(*received_bytes);
+            format!("           {blobs_held} of {blobs} blobs are here, {received} came in this run\n")
+        }
+        ("all", true) => format!("           all of its {blobs} blobs are here\n"),
+        (_, true) => "           all tags and manifests are here\n".to_owned(),
+        (_, false) => "           not all tags and manifests are here yet\n".to_owned(),
+    };
+    if let Some(error) = error {
+        let _ = writeln!(text, "           {error}");
+    }
+    text
+}
+
 /// The status as a person reads it. Writing to a string cannot fail.
 fn readable(status: &api::Status) -> String {
     let mut text = String::new();
@@ -108,6 +127,10 @@ fn readable(status: &api::Status) -> String {
         "node       {}, {} peers, {} of them in the mesh, {} announcements waiting",
         status.node.peer_id, status.node.peers, status.node.mesh_peers, status.node.announcements_waiting
     );
+    let _ = match status.node.pubsub_peers {
+        Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
+        None => writeln!(text, "pubsub     off: names are polled"),
+    };
     match &status.own {
         Some(own) => {
             let sequence =
@@ -141,6 +164,7 @@ fn readable(status: &api::Status) -> String {
         if let Some(error) = &followed.error {
             let _ = writeln!(text, "           {error}");
         }
+        text.push_str(&replica(followed));
     }
     let store = &status.store;
     let mib = |bytes: u64| bytes >> 20;
@@ -175,7 +199,8 @@ mod tests {
         let digest = Digest::sha256(b"x");
         let status = serde_json::json!({
             "version": "0", "uptime_s": 1, "registry": "", "readonly": [], "tasks": 1, "own": null,
-            "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0},
+            "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0,
+                "pubsub_peers": 2},
             "store": {"blocks": 0, "live_bytes": 0, "disk_bytes": 0},
             "transfers": {"uploads": 0, "downloads": 0, "fetches": 0, "received_bytes": 0, "sent_bytes": 0},
             "cache": {"live_bytes": 3 << 20, "disk_bytes": 4 << 20, "quota_bytes": 5_u64 << 30},
@@ -199,5 +224,6 @@ mod tests {
         ];
         assert_eq!(mirrored(&status).lines().collect::<Vec<_>>(), lines);
         assert!(readable(&status).contains(&lines[0]));
+        assert!(readable(&status).contains("pubsub     2 peers"));
     }
 }

@@ -1,17 +1,20 @@
 //! Raw values → checked ones: defaults, addresses, durations; and what this version cannot do yet.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    Config, ConfigError, Limits, NamesConfig, StoreConfig, Validation, Warning, auth, http, log, mirror, p2p,
-    raw,
+    Config, ConfigError, FollowMode, Limits, Name, NamesConfig, StoreConfig, Validation, Warning, auth, http,
+    log, mirror, p2p, raw,
 };
 use bytesize::ByteSize;
 use jiff::SignedDuration;
 
 /// Less would hold hardly an image.
 const QUOTA_BYTES_MIN: u64 = 64 << 20;
+/// Stands for each name that has no entry of its own.
+const ANY: &str = "*";
 const RECORD_VALIDITY: &str = "8760h";
 /// Readers may be away for a while, and clocks differ.
 const RECORD_VALIDITY_MIN: Duration = Duration::from_secs(3600);
@@ -29,13 +32,17 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
         store: StoreConfig {
             root_directory: root_directory(storage.rootdirectory),
             delete_enabled: raw.storage.delete.enabled.unwrap_or(true),
-            quota_bytes: quota(storage.quota.as_deref().unwrap_or_default())?,
+            quota_bytes: quota("storage.ipfs.quota", storage.quota.as_deref().unwrap_or_default())?,
         },
         validation: validation(raw.validation)?,
         names: NamesConfig {
             write_key: Some(storage.writeipnskey.unwrap_or_else(|| "self".to_owned()))
                 .filter(|key| !key.is_empty()),
-            readonly: storage.readonlyipnskeys.unwrap_or_default(),
+            readonly: followed(storage.readonlyipnskeys.unwrap_or_default(), storage.follow)?,
+            follow_quota_bytes: quota(
+                "storage.ipfs.followquota",
+                storage.followquota.as_deref().unwrap_or_default(),
+            )?,
             record_validity: record_validity(storage.recordvalidity.as_deref().unwrap_or(RECORD_VALIDITY))?,
         },
         p2p: p2p::check(raw.p2p)?,
@@ -98,14 +105,47 @@ fn root_directory(configured: Option<String>) -> PathBuf {
     std::env::home_dir().unwrap_or_default().join(".local/share/shoal")
 }
 
-fn quota(text: &str) -> Result<Option<u64>, ConfigError> {
+/// What is brought here of each name: by its own entry, else by `"*"`.
+fn followed(names: Vec<String>, follow: Option<raw::RawFollow>) -> Result<Vec<Name>, ConfigError> {
+    let modes = match follow {
+        None => BTreeMap::new(),
+        Some(raw::RawFollow::All(word)) => {
+            BTreeMap::from([(ANY.to_owned(), follow_mode("storage.ipfs.follow", &word)?)])
+        }
+        Some(raw::RawFollow::ByName(words)) => {
+            let read = |(name, word): (String, String)| {
+                let key = format!("storage.ipfs.follow.{name}");
+                if name != ANY && !names.contains(&name) {
+                    let reason = "this name is not one of storage.ipfs.readonlyipnskeys";
+                    return Err(value_error(&key, &word, reason));
+                }
+                let mode = follow_mode(&key, &word)?;
+                Ok((name, mode))
+            };
+            words.into_iter().map(read).collect::<Result<_, ConfigError>>()?
+        }
+    };
+    let mode = |name: &str| modes.get(name).or_else(|| modes.get(ANY)).copied().unwrap_or_default();
+    Ok(names.into_iter().map(|text| Name { follow: mode(&text), text }).collect())
+}
+
+fn follow_mode(key: &str, word: &str) -> Result<FollowMode, ConfigError> {
+    match word {
+        "none" => Ok(FollowMode::None),
+        "" | "tags" => Ok(FollowMode::Tags),
+        "all" => Ok(FollowMode::All),
+        _ => Err(value_error(key, word, "none, tags or all is expected")),
+    }
+}
+
+fn quota(key: &str, text: &str) -> Result<Option<u64>, ConfigError> {
     if text.is_empty() {
         return Ok(None);
     }
     let parsed = text.parse::<ByteSize>().ok().map(|size| size.as_u64());
     let wrong = || {
         let reason = "a size of 64MiB or more is expected, such as 50GiB; leave it empty for no limit";
-        value_error("storage.ipfs.quota", text, reason)
+        value_error(key, text, reason)
     };
     parsed.filter(|bytes| *bytes >= QUOTA_BYTES_MIN).map(Some).ok_or_else(wrong)
 }

@@ -61,12 +61,33 @@ pub struct Validation {
     pub index_manifests: bool,
 }
 
+/// What is brought here of a name before anybody asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FollowMode {
+    /// Nothing: all is fetched on demand.
+    None,
+    /// All tags and manifests.
+    #[default]
+    Tags,
+    /// Every blob too.
+    All,
+}
+
+/// A name that is followed, as the config has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    pub text: String,
+    pub follow: FollowMode,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamesConfig {
     /// The key that is published under; `None`: a read-only daemon.
     pub write_key: Option<String>,
     /// Key names or IPNS names, in the order they are asked.
-    pub readonly: Vec<String>,
+    pub readonly: Vec<Name>,
+    /// Bytes of the store above which no further blob of a name is brought here; `None`: no limit.
+    pub follow_quota_bytes: Option<u64>,
     pub record_validity: Duration,
 }
 

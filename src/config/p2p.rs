@@ -29,6 +29,8 @@ pub struct P2pConfig {
     pub swarm_key: Option<PathBuf>,
     /// Never for a node that listens nowhere.
     pub mdns: bool,
+    /// Whether records are pushed and heard over gossipsub.
+    pub pubsub: bool,
 }
 
 pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
@@ -54,6 +56,7 @@ pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
         .collect();
     Ok(P2pConfig {
         mdns: raw.mdns.unwrap_or(true) && !listen.is_empty(),
+        pubsub: raw.pubsub.unwrap_or(true),
         listen,
         announce: addresses("p2p.announce", &raw.announce.unwrap_or_default())?,
         bootstrap: bootstrap_peers(&bootstrap)?,

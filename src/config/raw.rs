@@ -145,7 +145,16 @@ pub(super) struct Ipfs {
     pub(super) writeipnskey: Option<String>,
     #[serde(deserialize_with = "list")]
     pub(super) readonlyipnskeys: Option<Vec<String>>,
+    pub(super) follow: Option<RawFollow>,
+    pub(super) followquota: Option<String>,
     pub(super) recordvalidity: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "none, tags or all, or names with one of these, is expected")]
+pub(super) enum RawFollow {
+    All(String),
+    ByName(BTreeMap<String, String>),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -192,6 +201,7 @@ pub(super) struct P2p {
     pub(super) peers: Option<Vec<String>>,
     pub(super) swarmkey: Option<String>,
     pub(super) mdns: Option<bool>,
+    pub(super) pubsub: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -72,6 +72,12 @@ fn a_node_that_listens_nowhere_looks_for_nobody() {
 }
 
 #[test]
+fn pubsub_is_on_unless_it_is_turned_off() {
+    assert!(load("", &[]).unwrap().0.p2p.pubsub);
+    assert!(!load("", &[("REGISTRY_P2P_PUBSUB", "false")]).unwrap().0.p2p.pubsub);
+}
+
+#[test]
 fn every_key_of_the_schema_is_in_the_file_of_defaults() {
     for key in [
         "version",
@@ -112,6 +118,8 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "storage.ipfs.ipfsapiaddress",
         "storage.ipfs.writeipnskey",
         "storage.ipfs.readonlyipnskeys",
+        "storage.ipfs.follow",
+        "storage.ipfs.followquota",
         "storage.ipfs.recordvalidity",
         "storage.delete.enabled",
         "validation.disabled",
@@ -125,6 +133,7 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "p2p.peers",
         "p2p.swarmkey",
         "p2p.mdns",
+        "p2p.pubsub",
         "mirror.defaultregistry",
         "mirror.registries",
     ] {
@@ -293,7 +302,7 @@ fn the_environment_is_laid_over_the_file() {
     let (config, warnings) = load(yaml, &environment).unwrap();
     assert_eq!(config.http.addr, "127.0.0.1:2");
     assert_eq!(config.names.write_key, None);
-    assert_eq!(config.names.readonly, ["a", "b"]);
+    assert!(config.names.readonly.iter().map(|name| &name.text).eq(["a", "b"]));
     let listen: Vec<String> = config.p2p.listen.iter().map(Multiaddr::to_string).collect();
     assert_eq!(listen, ["/ip4/127.0.0.1/tcp/7", "/ip4/127.0.0.1/tcp/8"]);
     assert_eq!(warnings.len(), 1);
@@ -310,7 +319,32 @@ fn the_environment_is_laid_over_the_file() {
 fn readonly_names_are_a_list_or_one_string_with_commas() {
     for yaml in ["[a, b]", "\"a,b\"", "\" a , b ,\""] {
         let (config, _) = load(&format!("storage: {{ipfs: {{readonlyipnskeys: {yaml}}}}}"), &[]).unwrap();
-        assert_eq!(config.names.readonly, ["a", "b"], "{yaml}");
+        assert!(config.names.readonly.iter().map(|name| &name.text).eq(["a", "b"]), "{yaml}");
+    }
+}
+
+#[test]
+fn what_is_brought_of_a_name_is_a_word_for_all_or_one_for_each() {
+    let modes = |follow: &str| {
+        let yaml =
+            format!("storage: {{ipfs: {{readonlyipnskeys: [a, b], follow: {follow}, followquota: 1GiB}}}}");
+        let names = load(&yaml, &[]).map(|(config, _)| config.names)?;
+        assert_eq!(names.follow_quota_bytes, Some(1 << 30));
+        Ok::<_, ConfigError>(names.readonly.iter().map(|name| name.follow).collect::<Vec<_>>())
+    };
+    assert_eq!(modes("~").unwrap(), [FollowMode::Tags; 2]);
+    assert_eq!(modes("all").unwrap(), [FollowMode::All; 2]);
+    assert_eq!(modes("{a: none}").unwrap(), [FollowMode::None, FollowMode::Tags]);
+    assert_eq!(modes("{'*': all, b: tags}").unwrap(), [FollowMode::All, FollowMode::Tags]);
+    for (wrong, line) in [
+        ("some", "config key storage.ipfs.follow = \"some\": none, tags or all is expected"),
+        ("{a: some}", "config key storage.ipfs.follow.a = \"some\": none, tags or all is expected"),
+        (
+            "{c: all}",
+            "config key storage.ipfs.follow.c = \"all\": this name is not one of storage.ipfs.readonlyipnskeys",
+        ),
+    ] {
+        assert_eq!(modes(wrong).unwrap_err().to_string(), line);
     }
 }
 

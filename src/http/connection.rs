@@ -83,13 +83,14 @@ impl Server {
     /// Serves until the client leaves; once `stop` is cancelled, only what it has asked by then.
     pub(super) async fn serve(
         self,
-        mut socket: Box<dyn Socket>,
+        socket: Box<dyn Socket>,
         client: Client,
         protocol: Protocol,
         stop: CancellationToken,
     ) {
         let activity = Activity::new(self.limits, protocol == Protocol::Http2);
-        let io = TokioIo::new(Guarded::new(&mut socket, activity.clone()));
+        let mut socket = Guarded::new(socket, activity.clone());
+        let io = TokioIo::new(&mut socket);
         let (router, asking) = (self.router, client.clone());
         let service = hyper::service::service_fn(move |request| {
             Box::pin(answer(router.clone(), activity.clone(), asking.clone(), request))

@@ -270,7 +270,7 @@ impl Inner {
     }
 
     /// All blobs of the tree: they lie by algorithm and the first two digits.
-    async fn data_of(&self, root: &Cid) -> Result<Vec<Digest>, DagError> {
+    pub(super) async fn data_of(&self, root: &Cid) -> Result<Vec<Digest>, DagError> {
         let mut digests = Vec::new();
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let path = format!("{}/{}", layout::BLOBS, algorithm.as_str());

@@ -185,7 +185,12 @@ impl Inner {
         .await
     }
 
-    async fn blob_at(&self, digest: Digest, data: Entry, root: Cid) -> Result<StoredBlob, MirrorError> {
+    pub(super) async fn blob_at(
+        &self,
+        digest: Digest,
+        data: Entry,
+        root: Cid,
+    ) -> Result<StoredBlob, MirrorError> {
         let known = self.proven.get(&digest).await?.filter(|known| known.cid == data.cid);
         let size_bytes = match known {
             Some(known) => known.size_bytes,

@@ -15,6 +15,7 @@ mod publish;
 mod pull_through;
 mod push;
 mod referrers;
+mod replicate;
 mod roots;
 mod sources;
 mod start;
@@ -35,7 +36,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use moka::sync::Cache;
 
-use crate::config::Validation;
+use crate::config::{FollowMode, Validation};
 use crate::dag::{Tree, archive};
 use crate::ipld::Block;
 use crate::ipld::car::Scope;
@@ -59,6 +60,7 @@ pub use pull_through::{
 };
 pub use push::{PutManifest, Stored};
 pub use referrers::Referrers;
+pub use replicate::ReplicaStatus;
 use roots::Follow;
 pub use roots::FollowedStatus;
 use upload::{Then, Uploads};
@@ -68,8 +70,10 @@ use verify::Proven;
 pub struct MirrorConfig {
     /// The key of the own tree; `None` for a read-only daemon.
     pub signer: Option<Signer>,
-    /// The names to read from, in the order they are asked.
-    pub readonly: Vec<IpnsName>,
+    /// The names to read from, in the order they are asked, and what is brought here of each.
+    pub readonly: Vec<(IpnsName, FollowMode)>,
+    /// Bytes of the store above which no further blob of a name is brought; `None`: no limit.
+    pub follow_quota_bytes: Option<u64>,
     /// Uploads that may be open at once.
     pub uploads_max: usize,
     /// After this long without bytes an upload is dropped.

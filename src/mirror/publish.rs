@@ -427,7 +427,8 @@ impl Task {
     async fn sign(&mut self) -> Result<(), PublishError> {
         let root = self.commits.root();
         let last = self.record.as_ref().map_or(0, |record| record.sequence);
-        let sequence = last.max(self.sequence_floor) + 1;
+        let highest = last.max(self.sequence_floor);
+        let sequence = highest.checked_add(1).ok_or(PublishError::Exhausted { sequence: highest })?;
         let validity = SignedDuration::try_from(self.signer.record_validity).unwrap_or(SignedDuration::MAX);
         let valid_until = Timestamp::now().checked_add(validity).unwrap_or(Timestamp::MAX);
         let record = IpnsRecord::sign(&self.signer.keypair, &root, sequence, valid_until, RECORD_TTL)?;
@@ -482,6 +483,11 @@ impl Task {
 
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
+    #[error(
+        "no record can be newer than sequence {sequence}, which somebody signed with this key: a new key is needed \
+         (`shoal key gen`, then storage.ipfs.writeipnskey)"
+    )]
+    Exhausted { sequence: u64 },
     #[error(transparent)]
     Ipfs(#[from] IpfsError),
     #[error(transparent)]

@@ -8,19 +8,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cid::Cid;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::replicate::ReplicaStatus;
 use super::{MirrorError, chain};
+use crate::config::FollowMode;
 use crate::dag::{DagError, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Want};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{Followed, State, off_thread};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, jittered};
 
-/// How often the network is asked for a newer record, besides being told of one.
-const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the network is asked for a newer record, besides being told of one: when the TTL of the one at hand is over,
+/// within these bounds …
+const POLL_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+/// … or after this long, while there is no record, or its root is not served.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// How often the newest record is put again, so that it outlives its author.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4 * 3600);
 /// How long a look-up waits for the first root of a name.
@@ -50,13 +57,17 @@ pub struct FollowedStatus {
     /// Since the root was taken over.
     pub root_age: Option<Duration>,
     pub error: Option<String>,
+    pub mode: FollowMode,
+    pub replica: ReplicaStatus,
 }
 
 /// A name that is followed. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Follow {
     pub(super) name: IpnsName,
+    pub(super) mode: FollowMode,
     serving: watch::Receiver<Serving>,
+    replica: Arc<watch::Sender<ReplicaStatus>>,
     status: watch::Receiver<FollowedStatus>,
 }
 
@@ -67,7 +78,7 @@ impl Follow {
         ipfs: Arc<dyn Ipfs>,
         tree: Tree,
         state: State,
-        name: IpnsName,
+        (name, mode): (IpnsName, FollowMode),
         updates: broadcast::Receiver<IpnsRecord>,
     ) -> Result<Self, MirrorError> {
         let row = {
@@ -89,10 +100,28 @@ impl Follow {
             record_age: None,
             root_age: None,
             error: None,
+            mode,
+            replica: ReplicaStatus::default(),
         });
-        let follow = Self { name, serving: serving.subscribe(), status: status.subscribe() };
-        let follower =
-            Follower { ipfs, tree, state, name, record, confirmed_at: None, taken_at: None, serving, status };
+        let follow = Self {
+            name,
+            mode,
+            serving: serving.subscribe(),
+            replica: Arc::default(),
+            status: status.subscribe(),
+        };
+        let follower = Follower {
+            ipfs,
+            tree,
+            state,
+            name,
+            mode,
+            record,
+            confirmed_at: None,
+            taken_at: None,
+            serving,
+            status,
+        };
         tasks.spawn("follow", |stop| follower.run(updates, stop));
         Ok(follow)
     }
@@ -117,7 +146,16 @@ impl Follow {
     }
 
     pub(super) fn status(&self) -> FollowedStatus {
-        self.status.borrow().clone()
+        FollowedStatus { replica: self.replica.borrow().clone(), ..self.status.borrow().clone() }
+    }
+
+    pub(super) fn serving(&self) -> watch::Receiver<Serving> {
+        self.serving.clone()
+    }
+
+    /// For who brings the roots here.
+    pub(super) fn replica(&self) -> &watch::Sender<ReplicaStatus> {
+        &self.replica
     }
 }
 
@@ -126,6 +164,7 @@ struct Follower {
     tree: Tree,
     state: State,
     name: IpnsName,
+    mode: FollowMode,
     record: Option<IpnsRecord>,
     confirmed_at: Option<Instant>,
     taken_at: Option<Instant>,
@@ -135,27 +174,56 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self, mut updates: broadcast::Receiver<IpnsRecord>, stop: CancellationToken) {
-        let mut poll = tokio::time::interval(POLL_INTERVAL);
-        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut asking = self.ask_after(Duration::ZERO);
         let mut keep_alive = tokio::time::interval(KEEP_ALIVE_INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 told = updates.recv() => match told {
-                    Ok(record) if *record.name() == self.name => self.consider(record).await,
+                    Ok(record) if *record.name() == self.name => {
+                        self.consider(record).await;
+                        asking = self.ask_after(self.poll_pause());
+                    }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => (),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                _ = poll.tick() => self.ask().await,
+                answer = &mut asking => {
+                    self.on_answer(answer).await;
+                    asking = self.ask_after(self.poll_pause());
+                }
                 _ = keep_alive.tick() => self.put_again().await,
             }
             self.tell();
         }
     }
 
-    /// Asks the network, and tries again to fetch a root that could not be had the last time.
-    async fn ask(&mut self) {
-        match self.ipfs.resolve(&self.name).await {
+    /// How long the record at hand is believed before the network is asked again.
+    fn poll_pause(&self) -> Duration {
+        let served = self.serving.borrow().root;
+        let is_served = |record: &&IpnsRecord| served.is_some() && record.root() == served;
+        let pause = match self.record.as_ref().filter(is_served) {
+            Some(record) if self.status.borrow().error.is_none() => {
+                record.ttl().clamp(POLL_PAUSE.0, POLL_PAUSE.1)
+            }
+            _ => RETRY_PAUSE,
+        };
+        jittered(pause)
+    }
+
+    /// Asks the network for the newest record. Apart from the rest, since that may take a while, and one that is told of
+    /// meanwhile need not wait.
+    fn ask_after(&self, pause: Duration) -> BoxFuture<'static, Result<IpnsRecord, IpfsError>> {
+        let (ipfs, name) = (self.ipfs.clone(), self.name);
+        async move {
+            tokio::time::sleep(pause).await;
+            ipfs.resolve(&name).await
+        }
+        .boxed()
+    }
+
+    /// Takes the answer over, or tries again to fetch a root that could not be had the last time.
+    async fn on_answer(&mut self, answer: Result<IpnsRecord, IpfsError>) {
+        match answer {
             Ok(record) => self.consider(record).await,
             Err(error) => {
                 self.note_failure(&error);
@@ -218,23 +286,17 @@ impl Follower {
         self.status.send_modify(|status| status.error = None);
         tracing::info!(ipns = %self.name, %root, sequence = record.sequence(), "serving a new root");
         self.save().await;
-        if old.is_none() {
-            // Nobody waits for these: a first root serves what it can meanwhile, and the rest on demand.
-            if let Err(error) = self.fetch_directories(None, root).await {
-                tracing::debug!(ipns = %self.name, error = %chain(&error), "directories not all fetched");
-            }
-        }
         if let Err(error) = self.ipfs.provide(&[root]).await {
             tracing::debug!(ipns = %self.name, %error, "root not announced");
         }
     }
 
-    /// The root itself must be had, and if another one is being served, the directories that changed too: an author
+    /// The root itself must be had, and unless the rest is had on demand, if another one is being served, the directories that changed too: an author
     /// who vanishes in the middle must not take away what the old root could serve. What a try could not fetch in its
     /// time the next one goes on with.
     async fn fetch_before_serving(&self, old: Option<Cid>, root: Cid) -> Result<(), MirrorError> {
         self.tree.blocks().fetch(Want { cid: root, root }).await?;
-        if old.is_some() {
+        if old.is_some() && self.mode != FollowMode::None {
             self.fetch_directories(old, root).await?;
         }
         Ok(self.tree.blocks().flush().await?)

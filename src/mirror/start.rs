@@ -14,8 +14,8 @@ use super::pull_through::PullThrough;
 use super::roots::Follow;
 use super::upload::Uploads;
 use super::verify::Proven;
-use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce};
-use crate::config::Validation;
+use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce, replicate};
+use crate::config::{FollowMode, Validation};
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, Nowhere};
 use crate::ipld::ipns::IpnsRecord;
@@ -91,9 +91,14 @@ impl Mirror {
             Some(config) => Some(PullThrough::start(tasks, ipfs.clone(), config).await?),
             None => None,
         };
-        let MirrorConfig { delete_enabled, validation, .. } = config;
+        let MirrorConfig { delete_enabled, validation, follow_quota_bytes, .. } = config;
         let parts = Parts { tree, leases, own, follows, uploads, delete_enabled, validation, pull_through };
-        Ok(Self(Inner::assemble(tasks, store, parts)))
+        let inner = Inner::assemble(tasks, store, parts);
+        for follow in inner.follows.iter().filter(|follow| follow.mode != FollowMode::None) {
+            let (inner, follow) = (inner.clone(), follow.clone());
+            tasks.spawn("replicate", |stop| replicate::run(inner, follow, follow_quota_bytes, stop));
+        }
+        Ok(Self(inner))
     }
 }
 

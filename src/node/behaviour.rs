@@ -18,7 +18,8 @@ use libp2p::{
 };
 
 use super::routing::Dht;
-use super::{NodeConfig, NodeError, SwarmKey, providers, streams};
+use super::{NodeConfig, NodeError, SwarmKey, providers, pubsub, streams};
+use crate::ipld::ipns::IpnsName;
 
 /// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
 /// which fill a window in one frame are understood; and opening many streams does not end the connection.
@@ -48,6 +49,7 @@ pub(super) struct Behaviour {
     pub(super) wan: kad::Behaviour<MemoryStore>,
     pub(super) lan: kad::Behaviour<MemoryStore>,
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(super) gossip: Toggle<pubsub::Gossip>,
     pub(super) streams: streams::Behaviour,
 }
 
@@ -60,10 +62,12 @@ impl Behaviour {
     }
 }
 
+/// `topics`: the names whose records are said by gossip.
 pub(super) fn build(
     keypair: Keypair,
     streams: streams::Behaviour,
     config: &NodeConfig,
+    topics: &[IpnsName],
 ) -> Result<Swarm<Behaviour>, NodeError> {
     let peer_id = keypair.public().to_peer_id();
     let identify = identify::Config::new("ipfs/0.1.0".to_owned(), keypair.public())
@@ -74,6 +78,7 @@ pub(super) fn build(
         .with_max_pending_outgoing(Some(PENDING_MAX))
         .with_max_established_incoming(Some(config.connections_max))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
+    let gossip = config.pubsub.then(|| pubsub::build(&keypair, topics)).transpose()?;
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         memory: memory_connection_limits::Behaviour::with_max_bytes(MEMORY_BYTES_MAX),
@@ -82,6 +87,7 @@ pub(super) fn build(
         wan: kademlia(peer_id, Dht::Wan),
         lan: kademlia(peer_id, Dht::Lan),
         mdns: config.mdns.then(|| local_discovery(peer_id)).flatten().into(),
+        gossip: gossip.into(),
         streams,
     };
     match &config.swarm_key {

@@ -57,6 +57,8 @@ pub(super) struct Crowd {
     /// Somebody is connected, being dialled, or will be.
     pub(super) expecting: bool,
     pub(super) announcements_waiting: usize,
+    /// Connected peers that have come to a topic of ours.
+    pub(super) on_topics: usize,
 }
 
 /// The handle of the node. Cheap to clone; the node ends with its tasks, not with its handles.
@@ -69,6 +71,7 @@ pub struct NodeClient {
     updates: broadcast::Sender<IpnsRecord>,
     http: HttpStreams,
     mesh: watch::Receiver<Arc<[Peer]>>,
+    pubsub: bool,
 }
 
 /// What `status` tells of the node.
@@ -78,10 +81,13 @@ pub struct NodeStats {
     /// Of these, the ones in the mesh.
     pub mesh_peers: usize,
     pub announcements_waiting: usize,
+    /// Connected peers that records are exchanged with over pubsub; `None`: it is off.
+    pub pubsub_peers: Option<usize>,
     pub bitswap: BitswapStats,
 }
 
 impl NodeClient {
+    #[expect(clippy::too_many_arguments, reason = "called once, where the node is put together")]
     pub(super) fn new(
         peer_id: PeerId,
         commands: mpsc::Sender<Command>,
@@ -90,8 +96,9 @@ impl NodeClient {
         updates: broadcast::Sender<IpnsRecord>,
         http: HttpStreams,
         mesh: watch::Receiver<Arc<[Peer]>>,
+        pubsub: bool,
     ) -> Self {
-        Self { peer_id, commands, exchange, view, updates, http, mesh }
+        Self { peer_id, commands, exchange, view, updates, http, mesh, pubsub }
     }
 
     pub fn peer_id(&self) -> PeerId {
@@ -107,7 +114,7 @@ impl NodeClient {
         addresses
     }
 
-    /// Valid records of followed names that peers put to us, and that were better than what was known.
+    /// Valid records of followed names that peers put to us or said by gossip, and that were better than what was known.
     pub fn record_updates(&self) -> &broadcast::Sender<IpnsRecord> {
         &self.updates
     }
@@ -118,6 +125,7 @@ impl NodeClient {
             peers: view.crowd.peers,
             mesh_peers: self.mesh.borrow().len(),
             announcements_waiting: view.crowd.announcements_waiting,
+            pubsub_peers: self.pubsub.then_some(view.crowd.on_topics),
             bitswap: self.exchange.stats(),
         }
     }
@@ -255,6 +263,10 @@ impl Ipfs for NodeClient {
         let mut stored = self.put(record).await?;
         let name = *record.name();
         if self.routable() == 0 {
+            // Without a DHT those on the topic of the name have it, if there are any.
+            if let Ok(Some(_)) = timeout(FURTHER_PEER_TIMEOUT, stored.recv()).await {
+                return Ok(());
+            }
             self.await_peer(name).await?;
             stored = self.put(record).await?;
         }

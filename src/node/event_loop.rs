@@ -21,6 +21,7 @@ use super::mesh::Mesh;
 use super::peers::{Book, KNOWN_MAX};
 use super::providers::Providers;
 use super::providing::Providing;
+use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
 use super::routing::{self, Dht};
 use super::{NodeConfig, streams};
@@ -79,6 +80,7 @@ pub(super) struct EventLoop {
     pub(super) changes: mpsc::Sender<(PeerId, bool)>,
     pub(super) book: Book,
     pub(super) mesh: Mesh,
+    pub(super) pubsub: Pubsub,
     pub(super) state: State,
     pub(super) followed: HashSet<IpnsName>,
     pub(super) announce: Vec<Multiaddr>,
@@ -99,6 +101,7 @@ impl EventLoop {
         exchange: Exchange,
         book: Book,
         mesh: Mesh,
+        pubsub: Pubsub,
         state: State,
         config: NodeConfig,
         updates: broadcast::Sender<IpnsRecord>,
@@ -118,6 +121,7 @@ impl EventLoop {
             changes,
             book,
             mesh,
+            pubsub,
             state,
             followed: config.followed.into_iter().collect(),
             announce: config.announce,
@@ -141,6 +145,7 @@ impl EventLoop {
         for address in std::mem::take(&mut self.announce) {
             self.add_own_address(address);
         }
+        self.announce_topics();
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut save = tokio::time::interval(SAVE_INTERVAL);
@@ -153,6 +158,7 @@ impl EventLoop {
                 Some(command) = commands.recv() => self.on_command(command),
                 Some(search) = searches.recv() => self.find_providers(search),
                 Ok(()) = places.changed() => self.on_places(&places),
+                Some(fetched) = self.pubsub.fetched() => self.on_fetched(fetched),
                 _ = round.tick() => self.round(),
                 _ = save.tick() => self.save_peers().await,
                 _ = renew.tick() => {
@@ -173,6 +179,7 @@ impl EventLoop {
             routable: self.peers.values().filter(|peer| !peer.dhts.is_empty()).count(),
             expecting: peers > 0 || dialling || !self.book.is_empty(),
             announcements_waiting: self.announcements_waiting(),
+            on_topics: self.pubsub.peers(),
         };
         self.view.send_if_modified(|view| std::mem::replace(&mut view.crowd, crowd) != crowd);
     }
@@ -242,6 +249,7 @@ impl EventLoop {
                 tracing::trace!(%error, "not dialled");
             }
         }
+        self.find_company();
         self.announce_some();
     }
 
@@ -296,9 +304,11 @@ impl EventLoop {
                 tracing::debug!(peer.id = %peer_id, ?cause, "disconnected");
                 self.peers.remove(&peer_id);
                 self.mesh.disconnected(&peer_id);
+                self.pubsub.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
             }
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.on_gossip(event),
             SwarmEvent::OutgoingConnectionError { error: DialError::LocalPeerId { address }, .. } => {
                 self.mesh.is_ours(&address);
             }

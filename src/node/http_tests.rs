@@ -47,6 +47,7 @@ impl Node {
             bootstrap: Vec::new(),
             peers,
             followed: Vec::new(),
+            pubsub: true,
             agent: "shoal/test".to_owned(),
             connections_max: 100,
             swarm_key: None,

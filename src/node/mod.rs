@@ -16,6 +16,7 @@ mod peers;
 mod places;
 mod providers;
 mod providing;
+mod pubsub;
 mod queries;
 mod routing;
 pub mod streams;
@@ -25,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
@@ -42,6 +43,7 @@ pub use client::{NodeClient, NodeStats};
 use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
+use pubsub::Pubsub;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 
 /// Commands that may wait for the event loop.
@@ -67,8 +69,10 @@ pub struct NodeConfig {
     /// Who is always kept connected, and trusted with what was pulled through. Without a peer id at its end an address
     /// stands for whoever answers there; a name, for all of its addresses.
     pub peers: Vec<Multiaddr>,
-    /// Names whose records are reported when peers put them to us.
+    /// Names whose records are reported when peers put them to us, or say them by gossip.
     pub followed: Vec<IpnsName>,
+    /// Whether records of these names are pushed and heard over gossipsub.
+    pub pubsub: bool,
     /// What identify tells of the program.
     pub agent: String,
     /// Connections that others may open.
@@ -90,6 +94,8 @@ pub enum NodeError {
     ListenTimeout,
     #[error("{0} has no /p2p/<peer id> at its end")]
     NoPeerId(Multiaddr),
+    #[error("pubsub cannot be set up: {0}")]
+    Pubsub(String),
     #[error("the transport cannot be set up: {0}")]
     Transport(String),
     #[error(transparent)]
@@ -110,7 +116,15 @@ pub async fn start(
     let (streams_behaviour, control) = streams::Behaviour::new(bitswap::protocols(), bitswap_incoming);
     let streams_behaviour =
         streams_behaviour.accepting(vec![http_streams::HTTP, http_streams::MESH], http_incoming);
-    let mut swarm = behaviour::build(keypair, streams_behaviour, &config)?;
+    let topics = if config.pubsub { Pubsub::names(&config.followed) } else { Vec::new() };
+    let pubsub = Pubsub::new(&topics, Instant::now());
+    let mut streams_behaviour = streams_behaviour;
+    if config.pubsub {
+        let (fetch_incoming, asked) = mpsc::channel(STREAMS_QUEUED_MAX);
+        streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
+        pubsub.serve(tasks, asked);
+    }
+    let mut swarm = behaviour::build(keypair, streams_behaviour, &config, &topics)?;
     listen(&mut swarm, &config.listen)?;
 
     let known = {
@@ -131,8 +145,16 @@ pub async fn start(
     let places = find_places(tasks, &config.peers);
     let http = HttpStreams::new(control.clone());
     let view_of = view.subscribe();
-    let node =
-        NodeClient::new(peer_id, commands, exchange.clone(), view_of, updates.clone(), http, mesh.members());
+    let node = NodeClient::new(
+        peer_id,
+        commands,
+        exchange.clone(),
+        view_of,
+        updates.clone(),
+        http,
+        mesh.members(),
+        config.pubsub,
+    );
     let peer_streams = http_streams::incoming(peer_streams, mesh.trusted());
     let listeners = config.listen.len();
     let event_loop = EventLoop::new(
@@ -141,6 +163,7 @@ pub async fn start(
         exchange,
         book,
         mesh,
+        pubsub,
         store.state().clone(),
         config,
         updates,

@@ -2,7 +2,6 @@
 //! service has, and they come and go.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,6 +10,8 @@ use libp2p::multiaddr::Protocol;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+use crate::tasks::jittered;
 
 /// Between two looks at the same name, give or take a quarter.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -63,14 +64,6 @@ pub(super) async fn resolve(
     }
 }
 
-/// Many daemons that start at once must not ask at once for ever.
-fn jittered(pause: Duration) -> Duration {
-    let quarter = pause / 4;
-    // A new hasher has random keys.
-    let random = RandomState::new().hash_one(()) % u64::try_from(2 * quarter.as_millis() + 1).unwrap_or(1);
-    pause - quarter + Duration::from_millis(random)
-}
-
 async fn look_up(address: &Multiaddr) -> std::io::Result<BTreeSet<Multiaddr>> {
     let mut parts = address.iter();
     let (host, family): (_, fn(&IpAddr) -> bool) = match parts.next() {
@@ -100,12 +93,5 @@ mod tests {
         let plain: Multiaddr = "/ip6/::1/tcp/1".parse().unwrap();
         assert_eq!(look_up(&plain).await.unwrap(), [plain].into());
         assert!(look_up(&"/dns4/no.such.name.invalid/tcp/1".parse().unwrap()).await.is_err());
-    }
-
-    #[test]
-    fn pauses_differ_by_a_quarter_at_most() {
-        let pauses: Vec<Duration> = (0..100).map(|_| jittered(INTERVAL)).collect();
-        assert!(pauses.iter().all(|pause| (INTERVAL * 3 / 4..=INTERVAL * 5 / 4).contains(pause)));
-        assert!(pauses.windows(2).any(|pair| pair[0] != pair[1]));
     }
 }

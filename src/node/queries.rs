@@ -24,6 +24,8 @@ const ANNOUNCING_MAX: usize = 32;
 const PUT_DIRECTLY_MAX: usize = 64;
 /// Providers that one search dials.
 const PROVIDERS_MAX: usize = 20;
+/// Peers on a topic that one search dials.
+const COMPANY_MAX: usize = 8;
 /// Newer records under way to one peer in answer to its older ones.
 const CORRECTIONS_PER_PEER_MAX: usize = 8;
 /// Room that inbound records leave for those we publish or follow.
@@ -50,6 +52,10 @@ pub(super) enum Waiting {
         found: usize,
     },
     Announcement,
+    /// Others on a topic of ours, whom we then dial.
+    Company {
+        found: usize,
+    },
     Nobody,
 }
 
@@ -60,7 +66,11 @@ impl Waiting {
             Self::Record(reply) => reply.is_closed(),
             Self::Providers { reply, .. } => reply.is_closed(),
             // A record on its way is put also when nobody waits for it any more.
-            Self::Put { .. } | Self::Correction(_) | Self::Announcement | Self::Nobody => false,
+            Self::Put { .. }
+            | Self::Correction(_)
+            | Self::Announcement
+            | Self::Company { .. }
+            | Self::Nobody => false,
         }
     }
 }
@@ -81,9 +91,15 @@ impl EventLoop {
                 Err(error) => tracing::debug!(ipns = %record.name(), %error, "record not stored here"),
             }
         }
+        let told = self.say_again(record);
         let put = routing::dht_record(record, now);
         let connected: Vec<PeerId> = self.peers.keys().copied().take(PUT_DIRECTLY_MAX).collect();
-        for (dht, peers) in self.by_dht(connected.into_iter()) {
+        let by_dht = self.by_dht(connected.into_iter());
+        if let (true, Some(peer)) = (by_dht.is_empty(), told) {
+            // Who published may have gone.
+            let _ = reply.try_send(peer);
+        }
+        for (dht, peers) in by_dht {
             let kad = self.swarm.behaviour_mut().kad(dht);
             // A query for each, so that the answer of one is known before that of the slowest.
             for peer in peers {
@@ -110,6 +126,7 @@ impl EventLoop {
                     tracing::debug!(ipns = %record.name(), %error, "record not stored here");
                 }
             }
+            self.spread(record);
         }
         let put = routing::dht_record(record, now);
         for (dht, peers) in self.by_dht(behind.into_iter()) {
@@ -215,16 +232,20 @@ impl EventLoop {
                 QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })),
             ) => {
                 let own = *self.swarm.local_peer_id();
-                let fresh = providers
-                    .into_iter()
-                    .filter(|peer| *peer != own)
-                    .take(PROVIDERS_MAX.saturating_sub(*found));
-                let fresh: Vec<PeerId> = fresh.collect();
-                *found += fresh.len();
+                let fresh = first_of(providers, own, PROVIDERS_MAX, found);
                 for peer in &fresh {
                     let _ = reply.try_send(*peer);
                 }
                 for peer in fresh {
+                    self.dial(peer, Vec::new());
+                }
+            }
+            (
+                Waiting::Company { found },
+                QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })),
+            ) => {
+                let own = *self.swarm.local_peer_id();
+                for peer in first_of(providers, own, COMPANY_MAX, found) {
                     self.dial(peer, Vec::new());
                 }
             }
@@ -245,8 +266,11 @@ impl EventLoop {
             Ok((record, followed))
         });
         match outcome {
-            // Nobody may be listening for updates.
-            Ok((record, true)) => drop(self.updates.send(record)),
+            Ok((record, true)) => {
+                self.spread(&record);
+                // Nobody may be listening for updates.
+                let _ = self.updates.send(record);
+            }
             Ok((_, false)) => (),
             Err(error) => {
                 tracing::debug!(peer.id = %source, %error, "record of a peer refused");
@@ -298,6 +322,14 @@ impl EventLoop {
             self.forget_provider(&gone);
         }
     }
+}
+
+/// Providers other than ourselves, so many that `found` stays within `max`.
+fn first_of(providers: HashSet<PeerId>, own: PeerId, max: usize, found: &mut usize) -> Vec<PeerId> {
+    let others = providers.into_iter().filter(|peer| *peer != own);
+    let fresh: Vec<PeerId> = others.take(max.saturating_sub(*found)).collect();
+    *found += fresh.len();
+    fresh
 }
 
 /// Whether a record of a stranger may be stored under `key`. When there is no room, those that expired make it.

@@ -51,6 +51,7 @@ impl Node {
             bootstrap: bootstrap.iter().map(|node| node.address()).collect(),
             peers: Vec::new(),
             followed: followed.to_vec(),
+            pubsub: true,
             agent: "shoal/test".to_owned(),
             connections_max: 100,
             swarm_key: None,

@@ -39,6 +39,11 @@ pub fn revision_link(repo: &RepoName, digest: &Digest) -> String {
     format!("{REPOSITORIES}/{repo}/_manifests/revisions/{algorithm}/{}/link", digest.hex())
 }
 
+/// The directory of a repository's tags and manifests.
+pub fn manifests(repo: &RepoName) -> String {
+    format!("{REPOSITORIES}/{repo}/{MANIFESTS}")
+}
+
 /// The directory whose entries are the tags of a repository.
 pub fn tags(repo: &RepoName) -> String {
     format!("{REPOSITORIES}/{repo}/_manifests/tags")

@@ -96,7 +96,8 @@ registry_start() {
 }
 
 # kubo_start NAME - an isolated Kubo on loopback with free ports; sets NAME_pid, NAME_peer, NAME_p2p. Use it by `kubo
-# NAME …`. PROFILE=… is its import profile, HAMT=… the size above which its directories are sharded.
+# NAME …`. PROFILE=… is its import profile, HAMT=… the size above which its directories are sharded; with PUBSUB=1 it has
+# names by pubsub alone, and no DHT.
 kubo_start() {
   local name=$1 dir=$W/$1 pid
   mkdir -p "$dir/repo"
@@ -123,6 +124,7 @@ Discovery.MDNS.Enabled false
 AutoTLS.Enabled false
 AutoNAT.ServiceMode "disabled"
 SETTINGS
+  [ -z "${PUBSUB:-}" ] || { kubo "$name" config --json Ipns.UsePubsub true; kubo "$name" config Routing.Type none; }
   [ -z "${HAMT:-}" ] || kubo "$name" config Import.UnixFSHAMTDirectorySizeThreshold "$HAMT"
   IPFS_PATH=$dir/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")

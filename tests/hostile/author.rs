@@ -41,6 +41,7 @@ impl Author {
             bootstrap: Vec::new(),
             peers: Vec::new(),
             followed: Vec::new(),
+            pubsub: true,
             agent: "author".to_owned(),
             connections_max: 100,
             swarm_key: None,

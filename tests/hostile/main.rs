@@ -9,6 +9,8 @@ mod bitswap;
 #[path = "../common/mod.rs"]
 mod common;
 mod forge;
+mod gossip;
+mod gossiper;
 mod http;
 mod names;
 mod peer;

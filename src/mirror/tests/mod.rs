@@ -22,6 +22,7 @@ use super::commit::{Changes, Commits};
 use super::leases::Leases;
 use super::publish::{Publisher, Signer, first_root};
 use super::roots::Follow;
+use crate::config::FollowMode;
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
@@ -216,7 +217,8 @@ impl Desk {
     /// Starts following the name of the key.
     async fn follow(&self) -> Follow {
         let (ipfs, tree, state) = (self.network.clone(), self.tree.clone(), self.state().clone());
-        Follow::start(&self.tasks, ipfs, tree, state, self.name(), self.updates.subscribe()).await.unwrap()
+        let followed = (self.name(), FollowMode::Tags);
+        Follow::start(&self.tasks, ipfs, tree, state, followed, self.updates.subscribe()).await.unwrap()
     }
 
     /// Stops what runs, as at the end of a daemon; what is started next finds what is on disk.

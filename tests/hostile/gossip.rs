@@ -1,0 +1,181 @@
+//! Records that are said on the topic of a name, or fetched by who comes to it: good ones alone change something, and
+//! pass on; floods of others hold up nobody. A record whose root is served is looked up again after three quarters of a
+//! minute at the soonest: later than these tests wait.
+
+use std::time::Instant;
+
+use libp2p::identity::Keypair;
+use shoal::ipld::Cid;
+use shoal::ipld::ipns::IpnsName;
+
+use crate::author::{Author, has_seen, has_taken};
+use crate::common::{Daemon, Image, PATIENCE};
+use crate::forge::{Forged, name_of};
+use crate::gossiper::{FetchAnswer, Gossiper, NOT_FOUND};
+
+const MEMORY_BYTES_MAX: u64 = 320 << 20;
+
+/// An author, a daemon that serves his tree from record 5, the tree's root, and one that is to follow it.
+struct Scene {
+    author: Author,
+    reader: Daemon,
+    name: IpnsName,
+    root: Cid,
+    next: Cid,
+}
+
+impl Scene {
+    async fn set(seed: u64) -> Self {
+        let (author, image) = (Author::start().await, Image::new(seed, &[1000]));
+        let root = author.tree_of(&image).await;
+        let next = author.edit(&root, "docker/note", author.leaf(b"more").await).await;
+        let reader = author.reader();
+        author.publish_root(&root, 5).await;
+        reader.serves("library/app", "1", &image).await;
+        has_taken(&reader, &root).await;
+        Self { name: name_of(&author.key), author, reader, root, next }
+    }
+
+    fn good(&self, sequence: u64) -> Vec<u8> {
+        Forged::new(&format!("/ipfs/{}", self.next), sequence).sign(&self.author.key)
+    }
+
+    /// What nobody is to believe.
+    fn spoiled(&self, n: u64) -> Vec<u8> {
+        let (ours, stranger) = (&self.author.key, Keypair::generate_ed25519());
+        let good = Forged::new(&format!("/ipfs/{}", self.next), 1000 + n);
+        match n % 7 {
+            0 => good.sign(&stranger),
+            1 => Forged { hours: -1, ..good }.sign(ours),
+            2 => Forged { sequence: n % 5, ..good }.sign(ours),
+            3 => Forged { padding: 10 * 1024, ..good }.sign(ours),
+            4 => Forged { padding: 200 * 1024, ..good }.sign(ours),
+            5 => n.to_be_bytes().repeat(100),
+            _ => Vec::new(),
+        }
+    }
+
+    async fn meets(&self) -> Gossiper {
+        let mut peer = Gossiper::start(&self.name);
+        peer.meets(&self.reader).await;
+        peer
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_said_is_followed_at_once_and_passed_on() {
+    let scene = Scene::set(300).await;
+    let (peer, mut other) = (scene.meets().await, scene.meets().await);
+    let record = scene.good(6);
+    peer.say(record.clone()).await;
+    has_taken(&scene.reader, &scene.next).await;
+    assert_eq!(other.hears().await, record);
+    assert_eq!(scene.reader.status().node.pubsub_peers, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_to_the_topic_is_asked_and_is_answered() {
+    let scene = Scene::set(301).await;
+    let (key, good) = (scene.name.routing_key(), FetchAnswer { status: 0, data: scene.good(7) });
+    let mut peer = scene.meets().await;
+    assert_eq!(peer.answers(&good).await, key);
+    has_taken(&scene.reader, &scene.next).await;
+    assert_eq!(peer.fetch(&scene.reader, &key).await.unwrap(), good);
+
+    // The same as said by somebody who knows less, or lies: nothing changes.
+    for answer in [
+        FetchAnswer { status: NOT_FOUND, data: Vec::new() },
+        FetchAnswer { status: 9, data: scene.good(99) },
+        FetchAnswer { status: 0, data: scene.good(6) },
+        FetchAnswer { status: 0, data: vec![0xff; 100_000] },
+        FetchAnswer { status: 0, data: Forged::new("/ipfs/x", 99).sign(&Keypair::generate_ed25519()) },
+    ] {
+        let mut peer = scene.meets().await;
+        peer.answers(&answer).await;
+        assert_eq!(peer.fetch(&scene.reader, &key).await.unwrap(), good, "after status {}", answer.status);
+    }
+    assert_eq!(scene.reader.status().readonly[0].sequence, Some(7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_bad_records_keeps_no_good_one_out() {
+    const FLOOD: u64 = 3000;
+    let scene = Scene::set(302).await;
+    let (flooder, honest, mut witness) = (scene.meets().await, scene.meets().await, scene.meets().await);
+    for n in 0..FLOOD {
+        flooder.say(scene.spoiled(n)).await;
+    }
+    let record = scene.good(6);
+    honest.say(record.clone()).await;
+    has_taken(&scene.reader, &scene.next).await;
+    assert_eq!(witness.hears().await, record, "nothing else is passed on");
+    assert!(witness.heard.try_recv().is_err());
+    assert_eq!(scene.reader.status().readonly[0].sequence, Some(6));
+    assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_record_over_and_over_is_passed_on_once() {
+    const FLOOD: u64 = 3000;
+    let scene = Scene::set(303).await;
+    let (flooder, mut witness) = (scene.meets().await, scene.meets().await);
+    let (record, next) = (scene.good(6), scene.good(7));
+    for _ in 0..FLOOD {
+        flooder.say(record.clone()).await;
+    }
+    assert_eq!(witness.hears().await, record);
+    let honest = scene.meets().await;
+    honest.say(next.clone()).await;
+    assert_eq!(witness.hears().await, next);
+    assert!(witness.heard.try_recv().is_err());
+    assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_and_sequences_without_sense_leave_the_old_root() {
+    let scene = Scene::set(304).await;
+    let peer = scene.meets().await;
+    let values = ["", "/ipfs/", "/ipns/self", "\u{0}", &"x".repeat(9000)];
+    let absurd = (6..).zip(values).chain([(u64::MAX, "/ipfs/bafkqaaa/../..")]);
+    for (sequence, value) in absurd {
+        peer.say(Forged::new(value, sequence).sign(&scene.author.key)).await;
+        has_seen(&scene.reader, sequence).await;
+        let followed = &scene.reader.status().readonly[0];
+        assert_eq!(followed.root, Some(scene.root.to_string()), "after {value:?}");
+        assert!(followed.error.is_some(), "{value:?} is told of");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_thousand_fetches_hold_up_nobody() {
+    const FETCHES: usize = 100_000;
+    const AT_ONCE: usize = 64;
+    let scene = Scene::set(305).await;
+    let (flooder, honest) = (scene.meets().await, scene.meets().await);
+    let key = |n: usize| [b"/ipns/".as_slice(), &n.to_be_bytes()].concat();
+    let (scene, flooder) = (&scene, &flooder);
+    let flood = async {
+        for first in (0..FETCHES).step_by(AT_ONCE) {
+            let asking = (first..first + AT_ONCE).map(|n| async move {
+                let answer = flooder.fetch(&scene.reader, &key(n)).await;
+                assert!(answer.is_none_or(|answer| answer.status == NOT_FOUND && answer.data.is_empty()));
+            });
+            futures::future::join_all(asking).await;
+        }
+    };
+    let asking = async {
+        loop {
+            let begun = Instant::now();
+            let answer = honest.fetch(&scene.reader, &scene.name.routing_key()).await.unwrap();
+            assert_eq!(answer.status, 0);
+            assert!(begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+        }
+    };
+    tokio::select! {
+        () = flood => (),
+        () = asking => unreachable!("it asks for ever"),
+    }
+    honest.say(scene.good(6)).await;
+    has_taken(&scene.reader, &scene.next).await;
+    assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);
+}
