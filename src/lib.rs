@@ -14,7 +14,8 @@
 //! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, the mesh | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
-//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing, pull-through | `oci`, `ipld`, `ipfs`, `store`, `dag`, `upstream` |
+//! | [`naming`] | names that lead to a path of IPFS: DNSLink and ENS | `ipld` |
+//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, layouts anywhere on IPFS, uploads, publishing, pull-through | `oci`, `ipld`, `ipfs`, `store`, `dag`, `upstream`, `naming` |
 //! | [`auth`] | who may do what: passwords, tokens, anonymous pull | `oci` |
 //! | [`http`] | the registry API, what peers may ask, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `ipld`, `ipfs`, `mirror`, `auth`, `api` |
 //! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
@@ -87,6 +88,7 @@ pub mod keystore;
 pub mod logging;
 pub mod metrics;
 pub mod mirror;
+pub mod naming;
 pub mod node;
 pub mod oci;
 pub mod store;

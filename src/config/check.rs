@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    Config, ConfigError, Limits, NamesConfig, StoreConfig, Validation, Warning, auth, http, log, mirror, p2p,
-    raw,
+    Config, ConfigError, Limits, NamesConfig, StoreConfig, Validation, Warning, auth, http, log, mirror, naming,
+    p2p, raw,
 };
 use bytesize::ByteSize;
 use jiff::SignedDuration;
@@ -38,6 +38,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
             readonly: storage.readonlyipnskeys.unwrap_or_default(),
             record_validity: record_validity(storage.recordvalidity.as_deref().unwrap_or(RECORD_VALIDITY))?,
         },
+        naming: naming::check(storage.nameserver.as_deref(), raw.middleware.repository.as_deref())?,
         p2p: p2p::check(raw.p2p)?,
         pull_through: mirror::check(raw.mirror, &raw.proxy, warnings)?,
         limits: Limits::default(),
@@ -61,11 +62,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
         (
             "middleware.repository[].options.ipfsapiaddress",
             options(|options| &options.ipfsapiaddress),
-            "leave it empty",
-        ),
-        (
-            "middleware.repository[].options.ethnodeurl",
-            options(|options| &options.ethnodeurl),
             "leave it empty",
         ),
     ];

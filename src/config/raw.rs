@@ -146,6 +146,7 @@ pub(super) struct Ipfs {
     #[serde(deserialize_with = "list")]
     pub(super) readonlyipnskeys: Option<Vec<String>>,
     pub(super) recordvalidity: Option<String>,
+    pub(super) nameserver: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -30,6 +30,9 @@ impl Inner {
         reference: &Reference,
         prefetch: bool,
     ) -> Result<Option<Served>, MirrorError> {
+        if let Some(address) = self.address(asked)? {
+            return self.manifest_elsewhere(&address, reference).await;
+        }
         let rooted = Box::pin(async {
             let found = self.manifest(asked.repo, reference).await?;
             Ok(found.map(|(manifest, origin)| Served { manifest, origin, age: None }))
@@ -56,6 +59,9 @@ impl Inner {
         digest: &Digest,
         resumes: bool,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
+        if let Some(address) = self.address(asked)? {
+            return self.blob_elsewhere(&address, digest).await;
+        }
         let rooted = Box::pin(async {
             let found = self.blob(asked.repo, digest).await?;
             Ok(found.map(|(blob, origin)| (Blob::from(blob), origin)))
@@ -77,6 +83,9 @@ impl Inner {
         asked: &Asked<'_>,
         digest: &Digest,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
+        if let Some(address) = self.address(asked)? {
+            return self.blob_elsewhere(&address, digest).await;
+        }
         let rooted = Box::pin(async {
             let found = self.blob(asked.repo, digest).await?;
             Ok(found.map(|(blob, origin)| (Blob::from(blob), origin)))
