@@ -42,7 +42,10 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("tar", &["cli"]),
     (
         "tokio",
-        &["tasks", "ipfs", "store", "node", "dag", "upstream", "naming", "mirror", "http", "auth", "cli", "daemon"],
+        &[
+            "tasks", "ipfs", "store", "node", "dag", "upstream", "naming", "mirror", "http", "auth", "cli",
+            "daemon",
+        ],
     ),
 ];
 

@@ -31,7 +31,9 @@ pub(super) enum LayoutCommand {
     /// Add a folder that is an OCI layout, keep it, and print what to pull it as
     ///
     /// Whoever runs a daemon, or Kubo, can have it by the CID. Files whose name begins with a dot are left out.
-    #[command(after_help = "Example: skopeo copy docker://alpine:3.20 oci:LAYOUT:3.20 && shoal layout add LAYOUT")]
+    #[command(
+        after_help = "Example: skopeo copy docker://alpine:3.20 oci:LAYOUT:3.20 && shoal layout add LAYOUT"
+    )]
     Add(AddArguments),
     /// List the layouts that are kept
     #[command(after_help = "Example: shoal layout ls --json | jq -r '.[].cid'")]
@@ -85,7 +87,10 @@ fn add(arguments: AddArguments) -> Result<(), CommandError> {
         let layout: api::Layout = exchange(&socket, request).await?;
         let reference = format!("ipfs/{}", layout.cid);
         match output.is_json() {
-            true => print(&serde_json::json!({"event": "layout", "cid": layout.cid, "reference": reference}).to_string()),
+            true => print(
+                &serde_json::json!({"event": "layout", "cid": layout.cid, "reference": reference})
+                    .to_string(),
+            ),
             false => print(&reference),
         }
         let repo: RepoName = reference.parse()?;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    Config, ConfigError, Limits, NamesConfig, StoreConfig, Validation, Warning, auth, http, log, mirror, naming,
-    p2p, raw,
+    Config, ConfigError, Limits, NamesConfig, StoreConfig, Validation, Warning, auth, http, log, mirror,
+    naming, p2p, raw,
 };
 use bytesize::ByteSize;
 use jiff::SignedDuration;

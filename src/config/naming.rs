@@ -60,7 +60,8 @@ mod tests {
     fn who_is_asked_is_read() {
         assert_eq!(check(None, None).unwrap(), NamingConfig::default());
         assert_eq!(check(Some(""), Some(&[])).unwrap(), NamingConfig::default());
-        for (text, socket) in [("10.0.0.1", "10.0.0.1:53"), ("::1", "[::1]:53"), ("127.0.0.1:5353", "127.0.0.1:5353")]
+        for (text, socket) in
+            [("10.0.0.1", "10.0.0.1:53"), ("::1", "[::1]:53"), ("127.0.0.1:5353", "127.0.0.1:5353")]
         {
             assert_eq!(check(Some(text), None).unwrap().name_server, Some(socket.parse().unwrap()));
         }

@@ -37,7 +37,11 @@ struct Named {
     name: String,
 }
 
-async fn add(State(mirror): State<Mirror>, Query(Named { name }): Query<Named>, request: Request) -> Response {
+async fn add(
+    State(mirror): State<Mirror>,
+    Query(Named { name }): Query<Named>,
+    request: Request,
+) -> Response {
     match receive(&mirror, &name, request).await {
         Ok(layout) => Json(describe(layout)).into_response(),
         Err(error) => failed(&error),
@@ -70,7 +74,9 @@ async fn remove(State(mirror): State<Mirror>, Query(Removed { cid }): Query<Remo
 
 fn failed(error: &MirrorError) -> Response {
     let status = match error {
-        MirrorError::NoLayout(_) | MirrorError::Layout { .. } | MirrorError::Body(_) => StatusCode::BAD_REQUEST,
+        MirrorError::NoLayout(_) | MirrorError::Layout { .. } | MirrorError::Body(_) => {
+            StatusCode::BAD_REQUEST
+        }
         MirrorError::TooManyLayouts(_) => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
@@ -89,7 +95,8 @@ impl Incoming {
     async fn next_file(&mut self) -> Result<Option<LayoutFile>, MirrorError> {
         let malformed = |what: &str| MirrorError::NoLayout(format!("the request {what}"));
         loop {
-            if let Some(end) = self.buffer.iter().take(LAYOUT_FILE_BYTES_MAX).position(|byte| *byte == b'\n') {
+            if let Some(end) = self.buffer.iter().take(LAYOUT_FILE_BYTES_MAX).position(|byte| *byte == b'\n')
+            {
                 let line = self.buffer.split_to(end);
                 self.buffer.advance(1);
                 let file = serde_json::from_slice::<LayoutFile>(&line);
@@ -159,7 +166,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_cut_short_or_no_file_is_refused() {
         let long = format!("{{\"path\":\"{}", "a".repeat(2 * LAYOUT_FILE_BYTES_MAX));
-        for body in ["x", "{}\n", "{\"path\":\"a\",\"size_bytes\":3}\nxx", "{\"path\":\"a\",\"size_bytes\":-1}\n", &long] {
+        for body in [
+            "x",
+            "{}\n",
+            "{\"path\":\"a\",\"size_bytes\":3}\nxx",
+            "{\"path\":\"a\",\"size_bytes\":-1}\n",
+            &long,
+        ] {
             assert!(read(incoming(body.as_bytes(), 50)).await.is_err(), "{body}");
         }
     }

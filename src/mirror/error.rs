@@ -112,7 +112,9 @@ pub enum MirrorError {
     #[error("{repository} does not answer, and not all blobs of the image are here")]
     Unfinishable { repository: Repository },
     /// A repository whose name says that it lies elsewhere on IPFS.
-    #[error("{0} lies elsewhere on ipfs, where nobody can push or delete: push to a repository of another name")]
+    #[error(
+        "{0} lies elsewhere on ipfs, where nobody can push or delete: push to a repository of another name"
+    )]
     Elsewhere(RepoName),
     #[error("{repo} is no place on ipfs: {reason}")]
     Misaddressed { repo: RepoName, reason: String },
@@ -134,7 +136,9 @@ pub enum MirrorError {
         #[source]
         source: LayoutError,
     },
-    #[error("{at} has several images with tag {tag}: name the repository of one behind it, as in …/library/app")]
+    #[error(
+        "{at} has several images with tag {tag}: name the repository of one behind it, as in …/library/app"
+    )]
     SeveralImages { tag: Tag, at: String },
     #[error("the folder is no image layout that can be kept: {0}")]
     NoLayout(String),

@@ -230,9 +230,7 @@ impl Mirror {
         limit: usize,
     ) -> Result<Referrers, MirrorError> {
         match self.0.address_of(repo)? {
-            Some(address) => {
-                self.0.referrers_elsewhere(&address, subject, artifact_type, last, limit).await
-            }
+            Some(address) => self.0.referrers_elsewhere(&address, subject, artifact_type, last, limit).await,
             None => self.0.referrers(repo, subject, artifact_type, last, limit).await,
         }
     }

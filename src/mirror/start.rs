@@ -102,8 +102,17 @@ impl Mirror {
         });
         let MirrorConfig { delete_enabled, validation, .. } = config;
         let elsewhere = Some(elsewhere);
-        let parts =
-            Parts { tree, leases, own, follows, uploads, delete_enabled, validation, pull_through, elsewhere };
+        let parts = Parts {
+            tree,
+            leases,
+            own,
+            follows,
+            uploads,
+            delete_enabled,
+            validation,
+            pull_through,
+            elsewhere,
+        };
         Ok(Self(Inner::assemble(tasks, store, parts)))
     }
 }

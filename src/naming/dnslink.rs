@@ -34,7 +34,8 @@ impl DnsLink {
 
     pub(super) async fn resolve(&self, domain: &Domain) -> Result<Option<IpfsPath>, NamingError> {
         let below = self.records(domain, &format!("_dnslink.{domain}.")).await?;
-        let records = if below.is_empty() { self.records(domain, &format!("{domain}.")).await? } else { below };
+        let records =
+            if below.is_empty() { self.records(domain, &format!("{domain}.")).await? } else { below };
         chosen(domain, records)
     }
 
@@ -97,11 +98,15 @@ mod tests {
     #[test]
     fn the_first_usable_record_counts() {
         let domain: Domain = "example.org".parse().unwrap();
-        let chosen = |values: &[&str]| chosen(&domain, values.iter().map(|value| (*value).to_owned()).collect());
+        let chosen =
+            |values: &[&str]| chosen(&domain, values.iter().map(|value| (*value).to_owned()).collect());
         let key = "/ipns/k51qzi5uqu5dlj2qkibv67ep4sdsa73s9asv2g3um5j441i80ks15e1afi7waz";
         assert_eq!(chosen(&[]).unwrap(), None);
         assert_eq!(chosen(&[key]).unwrap().unwrap().to_string(), key);
-        assert_eq!(chosen(&["/swarm/x", "/ipns/b.org", "/ipns/a.org"]).unwrap().unwrap().to_string(), "/ipns/a.org");
+        assert_eq!(
+            chosen(&["/swarm/x", "/ipns/b.org", "/ipns/a.org"]).unwrap().unwrap().to_string(),
+            "/ipns/a.org"
+        );
         assert!(matches!(chosen(&["/swarm/x"]), Err(NamingError::DnsLink { .. })));
     }
 }

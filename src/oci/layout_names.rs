@@ -155,9 +155,10 @@ impl LayoutNames {
     /// Several repositories have the tag; they may mean the same image.
     fn one_of_several(&self, repository: &str, tag: &Tag) -> Found {
         let has = |image: &&Named| {
-            image.names.iter().any(|name| {
-                name.tag == *tag && name.is_of(repository) && name.repository.is_some()
-            })
+            image
+                .names
+                .iter()
+                .any(|name| name.tag == *tag && name.is_of(repository) && name.repository.is_some())
         };
         let digests: BTreeSet<Digest> = self.images.iter().filter(has).map(|image| image.digest).collect();
         match digests.len() {
@@ -191,7 +192,8 @@ impl LayoutNames {
 
     /// Roughly, for what keeps these in memory.
     pub fn memory_bytes(&self) -> usize {
-        let name = |name: &Name| 64 + name.repository.as_ref().map_or(0, String::len) + name.tag.as_str().len();
+        let name =
+            |name: &Name| 64 + name.repository.as_ref().map_or(0, String::len) + name.tag.as_str().len();
         self.images.iter().map(|image| 128 + image.names.iter().map(name).sum::<usize>()).sum()
     }
 }
@@ -248,7 +250,10 @@ mod tests {
             entry("alpine", &[(ANNOTATION_REF_NAME, "docker.io/library/alpine:3.20")]),
             entry(
                 "busybox",
-                &[(ANNOTATION_REF_NAME, "3.20"), (ANNOTATION_CONTAINERD_NAME, "docker.io/library/busybox:3.20")],
+                &[
+                    (ANNOTATION_REF_NAME, "3.20"),
+                    (ANNOTATION_CONTAINERD_NAME, "docker.io/library/busybox:3.20"),
+                ],
             ),
             entry("local", &[(ANNOTATION_REF_NAME, "localhost:5000/app:dev")]),
         ]);

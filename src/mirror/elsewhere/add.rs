@@ -104,7 +104,8 @@ impl LayoutWriter {
         self.has_marker |= path == image_layout::MARKER;
         self.index = index.map(Bytes::from).or(self.index.take());
         self.size_bytes += entry.size_bytes;
-        self.files.push(Edit { path: path.to_owned(), to: Some(Entry { cid: entry.cid, tsize: entry.tsize }) });
+        self.files
+            .push(Edit { path: path.to_owned(), to: Some(Entry { cid: entry.cid, tsize: entry.tsize }) });
         self.keeps.push(keep);
         Ok(())
     }
@@ -147,7 +148,9 @@ impl LayoutWriter {
         let images = layout_names::parse(index)
             .map_err(|source| MirrorError::Layout { at: "the folder".to_owned(), source })?;
         match images.iter().find(|image| !self.blobs.contains(&image.digest)) {
-            Some(image) => wrong(format!("{} is missing, which index.json names", image_layout::blob(&image.digest))),
+            Some(image) => {
+                wrong(format!("{} is missing, which index.json names", image_layout::blob(&image.digest)))
+            }
             None => Ok(()),
         }
     }

@@ -112,8 +112,10 @@ impl Inner {
         directory: &str,
         names: &mut LayoutNames,
     ) -> Result<(), MirrorError> {
-        let too_large =
-            || MirrorError::Tree { path: place.shown(), what: "names more images, or deeper ones, than are read" };
+        let too_large = || MirrorError::Tree {
+            path: place.shown(),
+            what: "names more images, or deeper ones, than are read",
+        };
         let unnamed = |names: &LayoutNames, from: usize| -> Vec<Digest> {
             let nested = names.images()[from..].iter().filter(|image| image.is_index && !image.has_name());
             nested.map(|image| image.digest).collect()
@@ -128,7 +130,9 @@ impl Inner {
                 return Err(too_large());
             }
             // What is not there, or is an image, names nothing.
-            let Some(manifest) = self.layout_blob_as_manifest(root, directory, &digest).await? else { continue };
+            let Some(manifest) = self.layout_blob_as_manifest(root, directory, &digest).await? else {
+                continue;
+            };
             let parsed = ParsedManifest::parse(Some(&manifest.media_type), &manifest.bytes);
             if parsed.is_ok_and(|parsed| parsed.manifests.is_empty()) {
                 continue;

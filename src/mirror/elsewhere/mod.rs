@@ -36,7 +36,8 @@ use names::{Names, Start};
 
 /// What one look-up may take: resolving the name, walking the directories, reading the manifest.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Look-ups at once; further ones wait, within their budget.
+/// Look-ups at once; further ones wait, within their budget. Few enough that CIDs which nobody has leave room for other
+/// fetches of blocks.
 const LOOKUPS_MAX: usize = 256;
 /// Memory for what layouts name, in bytes.
 const NAMES_BYTES_MAX: u64 = 16 << 20;
@@ -71,11 +72,7 @@ enum Place {
 }
 
 impl Elsewhere {
-    pub(super) async fn open(
-        ipfs: Arc<dyn Ipfs>,
-        naming: Naming,
-        state: State,
-    ) -> Result<Self, StoreError> {
+    pub(super) async fn open(ipfs: Arc<dyn Ipfs>, naming: Naming, state: State) -> Result<Self, StoreError> {
         let weigh = |_: &(Cid, Cid, String), names: &Arc<LayoutNames>| {
             u32::try_from(names.memory_bytes() + 256).unwrap_or(u32::MAX)
         };
@@ -292,9 +289,10 @@ impl Inner {
 
     /// The root of a name that is kept fresh here anyhow.
     fn root_at_hand(&self, name: &IpnsName) -> Option<Cid> {
-        let own = self.own.as_ref().filter(|own| {
-            own.publisher.as_ref().is_some_and(|publisher| publisher.status().name == *name)
-        });
+        let own = self
+            .own
+            .as_ref()
+            .filter(|own| own.publisher.as_ref().is_some_and(|publisher| publisher.status().name == *name));
         if let Some(own) = own {
             return Some(own.commits.root());
         }

@@ -118,7 +118,9 @@ impl Names {
         let named = |source| MirrorError::Naming { what: at.to_string(), source };
         let answer = match at {
             Start::Pointer(Pointer::Key(name)) => self.newest(name, last).await?,
-            Start::Pointer(Pointer::Domain(domain)) => linked(self.naming.dnslink(domain).await.map_err(named)?),
+            Start::Pointer(Pointer::Domain(domain)) => {
+                linked(self.naming.dnslink(domain).await.map_err(named)?)
+            }
             Start::Ens(name) => linked(self.naming.ens(name).await.map_err(named)?),
             Start::Pointer(pointer @ Pointer::Content(_)) => {
                 linked(Some(IpfsPath { pointer: pointer.clone(), below: String::new() }))
@@ -133,12 +135,18 @@ impl Names {
     /// The newest record of a name: a peer that is behind must not take us back.
     async fn newest(&self, name: &IpnsName, last: Option<Answer>) -> Result<Answer, MirrorError> {
         let found = self.ipfs.resolve(name).await;
-        let found = found.map_err(|error| MirrorError::Fetch { what: format!("ipns name {name}"), source: error.into() })?;
-        let known = last.and_then(|last| last.record).filter(|known| {
-            known.check_validity(Timestamp::now()).is_ok() && known.is_better_than(&found)
-        });
+        let found = found.map_err(|error| MirrorError::Fetch {
+            what: format!("ipns name {name}"),
+            source: error.into(),
+        })?;
+        let known = last
+            .and_then(|last| last.record)
+            .filter(|known| known.check_validity(Timestamp::now()).is_ok() && known.is_better_than(&found));
         let record = known.unwrap_or_else(|| Arc::new(found));
-        let wrong = |_| MirrorError::Tree { path: record.value().to_owned(), what: "is what an ipns record points to, and is no path" };
+        let wrong = |_| MirrorError::Tree {
+            path: record.value().to_owned(),
+            what: "is what an ipns record points to, and is no path",
+        };
         let path = record.value().parse().map_err(wrong)?;
         Ok(Answer { path: Some(path), ttl: record.ttl().clamp(TTL_MIN, TTL_MAX), record: Some(record) })
     }

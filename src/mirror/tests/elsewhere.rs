@@ -168,8 +168,7 @@ async fn a_layout_is_read_at_any_depth_below_a_cid() {
     let plain = scene.image(&mut layout, "plain", Some(OCI_MANIFEST)).await;
     let docker = scene.image(&mut layout, "docker", Some(DOCKER_MANIFEST)).await;
     let untyped = scene.image(&mut layout, "untyped", None).await;
-    let multi =
-        scene.index(&mut layout, DOCKER_LIST, &[entry(&docker, Some(DOCKER_MANIFEST), &[])]).await;
+    let multi = scene.index(&mut layout, DOCKER_LIST, &[entry(&docker, Some(DOCKER_MANIFEST), &[])]).await;
     layout.name(&plain, Some(OCI_MANIFEST), &[(REF_NAME, "1")]);
     layout.name(&multi, Some(DOCKER_LIST), &[(REF_NAME, "multi")]);
     layout.name(&untyped, None, &[(REF_NAME, "docker.io/library/alpine:3.20")]);
@@ -254,7 +253,8 @@ async fn the_tree_of_a_registry_is_read_below_a_cid_too() {
         (storage::tag_link(&repo, &"3.20".parse().unwrap()), link),
     ];
     for path in ["", "mirror/"] {
-        let edits = paths.iter().map(|(name, entry)| Edit { path: format!("{path}{name}"), to: Some(*entry) });
+        let edits =
+            paths.iter().map(|(name, entry)| Edit { path: format!("{path}{name}"), to: Some(*entry) });
         let root = scene.tree(edits.collect()).await;
         let repo = format!("ipfs/{root}/{path}library/alpine");
         assert_eq!(scene.manifest(&repo, "3.20").await.unwrap(), Some(digest));
@@ -274,7 +274,10 @@ async fn a_name_leads_to_a_path_and_its_last_answer_counts_when_nobody_answers()
     let root = scene.grow(&layout, "").await;
     let repo = format!("ipns/{}", scene.desk.name());
     let unknown = scene.manifest(&repo, "1").await;
-    assert!(matches!(unknown, Err(MirrorError::Fill(_))), "nobody was asked, so that it is not known: {unknown:?}");
+    assert!(
+        matches!(unknown, Err(MirrorError::Fill(_))),
+        "nobody was asked, so that it is not known: {unknown:?}"
+    );
     scene.desk.network.knows(Knows::Record(scene.desk.record(1, &root, 24)));
     assert_eq!(scene.manifest(&repo, "1").await.unwrap(), Some(image));
     assert_eq!(scene.manifest(&repo, "2").await.unwrap(), None);
@@ -410,7 +413,8 @@ async fn a_layout_that_is_added_stays_until_it_is_removed() {
     let scene = Scene::new().await;
     let manifest = br#"{"schemaVersion":2,"layers":[]}"#;
     let digest = Digest::sha256(manifest);
-    let index = json!({"manifests": [{"digest": digest.to_string(), "annotations": {REF_NAME: "1"}}]}).to_string();
+    let index =
+        json!({"manifests": [{"digest": digest.to_string(), "annotations": {REF_NAME: "1"}}]}).to_string();
     let blob = image_layout::blob(&digest);
     let files: [(&str, &[u8]); 3] =
         [("oci-layout", b"{}"), ("index.json", index.as_bytes()), (&blob, manifest.as_slice())];

@@ -55,15 +55,18 @@ impl Ens {
         if hash.is_empty() {
             return Ok(None);
         }
-        let path = abi::contenthash(hash).ok_or_else(|| NamingError::ContentHash { name: name.to_owned() })?;
+        let path =
+            abi::contenthash(hash).ok_or_else(|| NamingError::ContentHash { name: name.to_owned() })?;
         Ok(Some(path))
     }
 
     /// What a contract returns.
     async fn call(&self, name: &str, contract: &str, input: &str) -> Result<Vec<u8>, NamingError> {
         // The URL may hold a key, and stays out of errors.
-        let failed =
-            |source: reqwest::Error| NamingError::Node { name: name.to_owned(), source: source.without_url() };
+        let failed = |source: reqwest::Error| NamingError::Node {
+            name: name.to_owned(),
+            source: source.without_url(),
+        };
         let unusable = |what| NamingError::Answer { name: name.to_owned(), what };
         let request = json!({
             "jsonrpc": "2.0", "id": 1, "method": "eth_call",
@@ -80,7 +83,8 @@ impl Ens {
         }
         let answer: Answer = serde_json::from_slice(&body).map_err(|_| unusable("it is no JSON-RPC"))?;
         if let Some(RpcError { message }) = answer.error {
-            let reason = message.chars().filter(|letter| !letter.is_control()).take(REASON_CHARS_MAX).collect();
+            let reason =
+                message.chars().filter(|letter| !letter.is_control()).take(REASON_CHARS_MAX).collect();
             return Err(NamingError::Refused { name: name.to_owned(), reason });
         }
         let result = answer.result.ok_or_else(|| unusable("it has no result"))?;
