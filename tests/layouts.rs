@@ -96,8 +96,13 @@ async fn shoal_pull_shows_where_the_bytes_come_from() {
     let done = ran.events().pop().unwrap();
     let from: Vec<&String> = done["bytes_by_source"].as_object().unwrap().keys().collect();
     assert_eq!(from, [&repo.replace('/', "=")]);
-    let by_name = shoal(&b, ["pull", "--quiet", &format!("ipns/{}/library/none:1", a.ipns)]);
-    by_name.failed_with("unknown");
+
+    a.push("library/app", "1", &image).await;
+    let repo = format!("ipns/{}/library/app", a.ipns);
+    b.serves(&repo, "1", &image).await;
+    let named = shoal(&b, ["pull", &format!("{repo}:1")]);
+    assert!(named.ok && named.stderr.contains(" from ipfs=baf"), "{}", named.stderr);
+    shoal(&b, ["pull", &format!("{repo}:2")]).failed_with("is unknown to the daemon");
 }
 
 #[tokio::test]
@@ -160,6 +165,7 @@ async fn a_layout_of_many_forms_is_read() {
     let repo = format!("ipfs/{}", add(&a, folder.path()));
     let b = reader_of(&a);
     let answer = b.get(&format!("{repo}/library/alpine/manifests/3.20")).await;
+    assert_eq!(answer.status(), StatusCode::OK, "{}", answer.text().await.unwrap());
     assert_eq!(answer.headers()["content-type"], IMAGE_INDEX);
     assert_eq!(answer.bytes().await.unwrap(), multi);
     let child = Digest::sha256(&arm64.manifest).to_string();

@@ -1,5 +1,7 @@
 //! The pages of the control socket for image layouts that are kept.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::StatusCode;
@@ -10,12 +12,16 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use super::control::failure;
 use super::push::body;
 use crate::api::{Changed, LAYOUT_FILE_BYTES_MAX, Layout, LayoutFile};
 use crate::ipld::parse_cid;
 use crate::mirror::{BodyError, KeptLayout, Mirror, MirrorError, chain};
+
+/// How long the rest of a body is read that was refused.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn router(mirror: Mirror) -> Router {
     let pages = get(list).post(add).delete(remove);
@@ -49,8 +55,18 @@ async fn add(
 }
 
 async fn receive(mirror: &Mirror, name: &str, request: Request<Body>) -> Result<KeptLayout, MirrorError> {
-    let mut writer = mirror.add_layout()?;
     let mut incoming = Incoming { body: body(request).boxed(), buffer: BytesMut::new() };
+    let layout = take_in(mirror, name, &mut incoming).await;
+    if layout.is_err() {
+        // Who is still sending reads no answer.
+        let rest = incoming.body.try_for_each(async |_| Ok(()));
+        let _ = timeout(DRAIN_TIMEOUT, rest).await;
+    }
+    layout
+}
+
+async fn take_in(mirror: &Mirror, name: &str, incoming: &mut Incoming) -> Result<KeptLayout, MirrorError> {
+    let mut writer = mirror.add_layout()?;
     while let Some(LayoutFile { path, size_bytes }) = incoming.next_file().await? {
         writer.file(&path, incoming.content(size_bytes)).await?;
     }

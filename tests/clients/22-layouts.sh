@@ -10,6 +10,7 @@ image "$W/img" 1 --kib 5000; one=$DIGEST
 image "$W/img" multi --arch amd64,arm64 --seed m; multi=$DIGEST
 push "$W/img:1" "$r_registry/library/app:1"
 skopeo copy -q --all --dest-tls-verify=false "oci:$W/img:multi" "docker://$r_registry/library/app:multi"
+mkdir -p "$W/layouts"
 skopeo copy -q --src-tls-verify=false "docker://$r_registry/library/app:1" "oci:$W/layouts/app:1"
 skopeo copy -q --all --src-tls-verify=false "docker://$r_registry/library/app:multi" "oci:$W/layouts/app:multi"
 
@@ -36,14 +37,14 @@ expect_image "$a_registry/$ours:1" "$one"
 cid_of() { kubo "$1" cid base32 "$2"; }
 # kubo_adds NAME PROFILE OPTIONS... - a Kubo that added the folder serves it to a reader that knows nobody else.
 kubo_adds() {
-  local name=$1 root reader p2p=$1_p2p
-  PROFILE=$2 kubo_start "$name"; shift 2
+  local name=$1 profile=$2 root reader p2p=$1_p2p
+  PROFILE=$profile kubo_start "$name"; shift 2
   root=$(cid_of "$name" "$(kubo "$name" add -Q -r "$@" "$W/layouts")")
   declare -g "${name}_root=$root"
   reader "of_$name" "${!p2p}"
   reader=of_${name}_registry
   expect_layout "${!reader}" "ipfs/$root/app"
-  say "Kubo, ${*:-$PROFILE}: ipfs/$root/app"
+  say "Kubo, ${*:-$profile}: ipfs/$root/app"
 }
 kubo_adds v0 "" --cid-version 0 --raw-leaves=false
 kubo_adds trickle unixfs-v0-2015 --trickle
@@ -51,7 +52,7 @@ kubo_adds v1 unixfs-v1-2025
 [ "ipfs/$(kubo v1 add -Q -r "$W/layouts/app")" = "$ours" ] || fail "Kubo gives the folder another CID"
 
 kubo v1 name publish --allow-offline "/ipfs/$v1_root" >/dev/null
-name=$(kubo v1 key list -l --ipns-base=base36 | sed -n 's/ *self$//p')
+name=$(kubo v1 key list -l --ipns-base=base36 | awk '$2 == "self" {print $1}')
 expect_layout "$of_v1_registry" "ipns/$name/app"
 "$SHOAL" pull --config "$W/of_v1/config.yaml" "ipns/$name/app:1" 2>&1 | grep -q "from ipfs=$v1_root" || fail "shoal pull tells no source"
 say "ipns/$name/app"
