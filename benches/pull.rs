@@ -21,10 +21,11 @@ use futures::stream;
 use http_body_util::BodyExt as _;
 use libp2p::identity::Keypair;
 use shoal::auth::Auth;
-use shoal::config::Validation;
+use shoal::config::{NamingConfig, Validation};
 use shoal::http::router;
 use shoal::metrics::Metrics;
 use shoal::mirror::{Mirror, MirrorConfig, Signer};
+use shoal::naming::Naming;
 use shoal::oci::Digest;
 use shoal::store::{Store, StoreOptions};
 use shoal::tasks::Tasks;
@@ -71,6 +72,7 @@ impl Fixture {
             delete_enabled: false,
             validation: Validation { image_blobs: true, index_manifests: true },
             pull_through: None,
+            naming: Naming::new(&NamingConfig::default()).unwrap(),
         };
         let mirror = runtime.block_on(async {
             Mirror::start(&tasks, &store, Arc::new(Nobody), &broadcast::channel(1).0, config).await.unwrap()

@@ -169,6 +169,29 @@ pub struct Changed {
     pub changed: bool,
 }
 
+/// In the body of `POST /v0/layouts?name=…`: a line of JSON for each file of an image layout, with the file's bytes behind
+/// it. The answer is a [`Layout`], once all of it is on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LayoutFile {
+    /// Below the folder, components separated by `/`.
+    pub path: String,
+    pub size_bytes: u64,
+}
+
+/// The longest line of JSON there, in bytes.
+pub const LAYOUT_FILE_BYTES_MAX: usize = 8 << 10;
+
+/// `GET /v0/layouts`: each of the list. `DELETE /v0/layouts?cid=…` answers [`Changed`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Layout {
+    /// CIDv1 in base32, as a repository name takes it.
+    pub cid: String,
+    pub name: String,
+    pub size_bytes: u64,
+    /// Seconds since 1970.
+    pub added_at_s: u64,
+}
+
 /// `GET /v0/resolve?name=…`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Resolved {

@@ -28,6 +28,7 @@ use crate::mirror::{
     FillStatus, FollowedStatus, Mirror, MirrorConfig, MirrorError, OwnStatus, PublishState,
     PullThroughConfig, PullThroughStatus, Signer, chain,
 };
+use crate::naming::{Naming, NamingError};
 use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
 use crate::store::{CACHE_FOLDER, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
@@ -59,6 +60,8 @@ pub enum DaemonError {
     Socket(#[source] std::io::Error),
     #[error(transparent)]
     Upstream(Box<UpstreamError>),
+    #[error(transparent)]
+    Naming(#[from] NamingError),
     #[error(transparent)]
     Mirror(#[from] MirrorError),
 }
@@ -193,6 +196,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         delete_enabled: config.store.delete_enabled,
         validation: config.validation,
         pull_through,
+        naming: Naming::new(&config.naming)?,
     };
     let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
     let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;

@@ -14,7 +14,8 @@
 //! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, the mesh | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
-//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, uploads, publishing, pull-through | `oci`, `ipld`, `ipfs`, `store`, `dag`, `upstream` |
+//! | [`naming`] | names that lead to a path of IPFS: DNSLink and ENS | `ipld` |
+//! | [`mirror`] | what a pull and a push mean: the own root, the readonly roots, layouts anywhere on IPFS, uploads, publishing, pull-through | `oci`, `ipld`, `ipfs`, `store`, `dag`, `upstream`, `naming` |
 //! | [`auth`] | who may do what: passwords, tokens, anonymous pull | `oci` |
 //! | [`http`] | the registry API, what peers may ask, and the control socket; axum in, [`mirror::Mirror`] out | `oci`, `ipld`, `ipfs`, `mirror`, `auth`, `api` |
 //! | [`config`] | file and environment → checked [`config::Config`] | `oci`, `ipld` |
@@ -28,7 +29,7 @@
 //!
 //! `config`, `tasks` and `metrics` are open to all but the pure parts. `tests/architecture.rs` holds the code to this table.
 //!
-//! # Six flows
+//! # Seven flows
 //!
 //! *A pull, found at a readonly root.* [`http`] reads a route and asks [`mirror::Mirror::manifest`]; the sources are asked
 //! in order, the own root first; for a readonly root the path of distribution's layout is walked by [`dag::Tree`], each
@@ -43,6 +44,10 @@
 //! unless that was done within its time to live; a manifest or blob becomes one fill, however many ask: its bytes go to all
 //! readers as they come and, as a push would, into a second store with a tree of its own, whose blocks no stranger gets.
 //! Its last byte goes out, and its commit is made, only if the digest matched.
+//!
+//! *A place anywhere on IPFS.* A repository such as `ipns/<name>/<path>` says itself where it lies. The name is resolved
+//! within a budget, or its last answer counts; directories are walked down to an image layout, whose index says what a tag
+//! is, or to the tree of a registry. Nothing is published for it, and nobody can push there.
 //!
 //! *A want from a peer.* A stream of the swarm → Bitswap message → the peer's ledger → the blockstore → at most a budget of
 //! blocks back. Nothing above [`store`] takes part, and a peer's want never makes us fetch.
@@ -87,6 +92,7 @@ pub mod keystore;
 pub mod logging;
 pub mod metrics;
 pub mod mirror;
+pub mod naming;
 pub mod node;
 pub mod oci;
 pub mod store;

@@ -19,7 +19,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("node", &["ipld", "ipfs", "store"]),
     ("dag", &["ipld", "ipfs", "store"]),
     ("upstream", &["oci"]),
-    ("mirror", &["oci", "ipld", "ipfs", "store", "dag", "upstream"]),
+    ("naming", &["ipld"]),
+    ("mirror", &["oci", "ipld", "ipfs", "store", "dag", "upstream", "naming"]),
     ("auth", &["oci"]),
     ("http", &["oci", "ipld", "ipfs", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
@@ -36,11 +37,15 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
-    ("reqwest", &["upstream", "cli"]),
+    ("reqwest", &["upstream", "naming", "cli"]),
+    ("hickory_resolver", &["naming"]),
     ("tar", &["cli"]),
     (
         "tokio",
-        &["tasks", "ipfs", "store", "node", "dag", "upstream", "mirror", "http", "auth", "cli", "daemon"],
+        &[
+            "tasks", "ipfs", "store", "node", "dag", "upstream", "naming", "mirror", "http", "auth", "cli",
+            "daemon",
+        ],
     ),
 ];
 

@@ -1,8 +1,11 @@
 //! Asks the running daemon, over its Unix socket.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
+use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -30,36 +33,41 @@ pub(super) fn ask<T: DeserializeOwned>(
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    Ok(runtime.block_on(async {
-        let stream = UnixStream::connect(&socket).await;
-        let stream = stream.with_context(|| {
-            format!("no daemon answers at {}: start one with `shoal serve`", socket.display())
-        })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder()
-            .method(method)
-            .uri(target)
-            .header("host", "shoal")
-            .body(Empty::<Bytes>::new())?;
-        let exchange = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX);
-            let body = body.collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
-            if status.is_success() {
-                return Ok(serde_json::from_slice(&body)?);
-            }
-            match serde_json::from_slice::<api::Failure>(&body) {
-                Ok(failure) => bail!(failure.error),
-                Err(_) => bail!("the daemon answered {status}"),
-            }
-        };
-        tokio::select! {
-            answer = exchange => answer,
-            ended = connection => {
-                ended?;
-                bail!("the daemon closed the connection")
-            }
+    let request = Request::builder().method(method).uri(target).body(Empty::<Bytes>::new());
+    let request = request.context("cannot ask the daemon")?;
+    Ok(runtime.block_on(exchange(&socket, request))?)
+}
+
+/// The same with a body, on a connection of its own. Dropping the future withdraws the request.
+pub(super) async fn exchange<T, B>(socket: &Path, mut request: Request<B>) -> anyhow::Result<T>
+where
+    T: DeserializeOwned,
+    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+{
+    let stream = UnixStream::connect(socket).await;
+    let stream = stream.with_context(|| {
+        format!("no daemon answers at {}: start one with `shoal serve`", socket.display())
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    request.headers_mut().insert(HOST, HeaderValue::from_static("shoal"));
+    let exchange = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let body = body.collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+        if status.is_success() {
+            return Ok(serde_json::from_slice(&body)?);
         }
-    })?)
+        match serde_json::from_slice::<api::Failure>(&body) {
+            Ok(failure) => bail!(failure.error),
+            Err(_) => bail!("the daemon answered {status}"),
+        }
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        ended = connection => {
+            ended?;
+            bail!("the daemon closed the connection")
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod engine;
 mod export;
 mod import;
 mod key;
+mod layout;
 mod load;
 mod pull;
 mod save;
@@ -94,8 +95,9 @@ enum Command {
     /// Have the daemon fetch an image whole, and show where each layer comes from
     ///
     /// From its own tree, a name that it follows, or a registry that it mirrors: what comes from there is in its cache then.
+    /// Or from anywhere on IPFS: ipfs/<cid>/<path>, ipns/<name>/<path>.
     #[command(
-        after_help = "Examples: shoal pull docker.io/library/alpine:3.20\n          shoal pull --platform all localhost:5000/app:1"
+        after_help = "Examples: shoal pull docker.io/library/alpine:3.20\n          shoal pull --platform all localhost:5000/app:1\n          shoal pull ipns/k51qzi5uqu5d…/library/app:1"
     )]
     Pull(pull::PullArguments),
     /// Fetch images of other registries into the cache before somebody asks for them
@@ -123,6 +125,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keep OCI layouts that others pull by their CID
+    #[command(subcommand, after_help = "Example: shoal layout add LAYOUT")]
+    Layout(layout::LayoutCommand),
     /// Take over the folder of a stock docker-registry
     #[command(
         after_help = "Example: shoal import /var/lib/registry --repository 'library/*'\nRun it again after an interruption, or to take over what came since: what is there is not copied again."
@@ -223,6 +228,7 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         Command::Unpin(arguments) => cache::unpin(&arguments),
         Command::Evict(arguments) => cache::evict(&arguments),
         Command::Cache { which, json } => cache::list(&which, json),
+        Command::Layout(command) => layout::run(command),
         Command::Import(arguments) => import::run(arguments),
         Command::Export(arguments) => export::run(arguments),
         Command::Setup(command) => setup::run(command),

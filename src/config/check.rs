@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Config, ConfigError, FollowMode, Limits, Name, NamesConfig, StoreConfig, Validation, Warning, auth, http,
-    log, mirror, p2p, raw,
+    log, mirror, naming, p2p, raw,
 };
 use bytesize::ByteSize;
 use jiff::SignedDuration;
@@ -45,6 +45,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
             )?,
             record_validity: record_validity(storage.recordvalidity.as_deref().unwrap_or(RECORD_VALIDITY))?,
         },
+        naming: naming::check(storage.nameserver.as_deref(), raw.middleware.repository.as_deref())?,
         p2p: p2p::check(raw.p2p)?,
         pull_through: mirror::check(raw.mirror, &raw.proxy, warnings)?,
         limits: Limits::default(),
@@ -68,11 +69,6 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
         (
             "middleware.repository[].options.ipfsapiaddress",
             options(|options| &options.ipfsapiaddress),
-            "leave it empty",
-        ),
-        (
-            "middleware.repository[].options.ethnodeurl",
-            options(|options| &options.ethnodeurl),
             "leave it empty",
         ),
     ];

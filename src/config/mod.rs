@@ -9,6 +9,7 @@ mod env;
 mod http;
 mod log;
 mod mirror;
+mod naming;
 mod p2p;
 mod raw;
 
@@ -24,6 +25,7 @@ pub use http::{
 };
 pub use log::{LogConfig, LogLevel};
 pub use mirror::{Credentials, HttpProxy, PullThrough, RegistryConfig, Secret};
+pub use naming::NamingConfig;
 pub use p2p::P2pConfig;
 
 /// Every key with its default, and what each means.
@@ -38,6 +40,7 @@ pub struct Config {
     pub store: StoreConfig,
     pub validation: Validation,
     pub names: NamesConfig,
+    pub naming: NamingConfig,
     pub p2p: P2pConfig,
     pub pull_through: PullThrough,
     pub limits: Limits,

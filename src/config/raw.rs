@@ -148,6 +148,7 @@ pub(super) struct Ipfs {
     pub(super) follow: Option<RawFollow>,
     pub(super) followquota: Option<String>,
     pub(super) recordvalidity: Option<String>,
+    pub(super) nameserver: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

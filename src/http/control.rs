@@ -48,7 +48,8 @@ pub fn control_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>)
         .route("/v0/gc", post(collect_garbage))
         .fallback_service(registry)
         .with_state(Shared { mirror: mirror.clone(), metrics, daemon })
-        .merge(super::cache::router(mirror))
+        .merge(super::cache::router(mirror.clone()))
+        .merge(super::layouts::router(mirror))
 }
 
 /// What monitoring asks: nothing here changes anything. The metrics are at `metrics_path`, if they are anywhere.

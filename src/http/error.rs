@@ -118,6 +118,17 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         MirrorError::Fetch { .. } | MirrorError::Unresolved(_) | MirrorError::Closed => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
+        MirrorError::Naming { .. } | MirrorError::Slow { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+        }
+        MirrorError::Elsewhere(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported),
+        MirrorError::Misaddressed { .. } | MirrorError::NoLayout(_) => {
+            (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
+        }
+        MirrorError::Unlinked(_) => (StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+        MirrorError::SeveralImages { .. } | MirrorError::TooManyLayouts(_) => {
+            (StatusCode::CONFLICT, ErrorCode::Unsupported)
+        }
         MirrorError::Dag(error) if error.is_fetch() => {
             (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
         }
@@ -140,6 +151,7 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         }
         MirrorError::NotFreed(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
         MirrorError::Tree { .. }
+        | MirrorError::Layout { .. }
         | MirrorError::Forged { .. }
         | MirrorError::NoManifest { .. }
         | MirrorError::Commit(_)

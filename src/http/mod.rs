@@ -8,6 +8,7 @@ pub mod control;
 mod deadline;
 mod error;
 mod guard;
+mod layouts;
 pub mod listen;
 mod listing;
 pub mod peer;

@@ -21,8 +21,8 @@ use crate::oci::{Digest, Host, Reference, RepoName};
 /// The registry that a request was answered for (distribution specification, "Registry Proxying").
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// RFC 7234, section 5.5.1: what is said of an answer that upstream did not confirm in time.
-const STALE: &str = "110 shoal \"upstream did not answer\"";
-/// Of ours: where it was found: `own`, an IPNS name, `cache` or `upstream=HOST`.
+pub(super) const STALE: &str = "110 shoal \"upstream did not answer\"";
+/// Of ours: where it was found: `own`, an IPNS name, `ipfs=CID`, `cache` or `upstream=HOST`.
 const SOURCE: HeaderName = HeaderName::from_static("x-shoal-source");
 
 /// Who is asked for what, besides the path.

@@ -155,7 +155,9 @@ fn chunk_start(headers: &HeaderMap) -> Result<Option<u64>, Failure> {
     Ok(Some(range.start))
 }
 
-fn body(request: Request) -> impl futures::Stream<Item = Result<bytes::Bytes, BodyError>> + Send + Unpin {
+pub(super) fn body(
+    request: Request,
+) -> impl futures::Stream<Item = Result<bytes::Bytes, BodyError>> + Send + Unpin {
     request.into_body().into_data_stream().map_err(BodyError::from)
 }
 

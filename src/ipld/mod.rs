@@ -7,7 +7,10 @@ pub mod directory;
 pub mod file_builder;
 pub mod hamt;
 pub mod ipns;
+pub mod path;
 pub mod unixfs;
 
 pub use block::{Block, BlockError, Multihash};
 pub use cid::Cid;
+pub use ipns::parse_cid;
+pub use path::{Domain, IpfsPath, Pointer};

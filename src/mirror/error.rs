@@ -7,10 +7,12 @@ use super::Origin;
 use crate::dag::DagError;
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::IpnsName;
+use crate::naming::NamingError;
+use crate::oci::image_layout::LayoutError;
 use crate::oci::manifest::ManifestError;
 use crate::oci::name::NameError;
 use crate::oci::platform::PlatformError;
-use crate::oci::{Digest, RepoName, Repository};
+use crate::oci::{Digest, RepoName, Repository, Tag};
 use crate::store::StoreError;
 use crate::upstream::UpstreamError;
 
@@ -128,6 +130,39 @@ pub enum MirrorError {
         #[source]
         source: Box<MirrorError>,
     },
+    /// A repository whose name says that it lies elsewhere on IPFS.
+    #[error(
+        "{0} lies elsewhere on ipfs, where nobody can push or delete: push to a repository of another name"
+    )]
+    Elsewhere(RepoName),
+    #[error("{repo} is no place on ipfs: {reason}")]
+    Misaddressed { repo: RepoName, reason: String },
+    /// Who keeps the name says that it leads to nothing.
+    #[error("{0} has no link to a place on ipfs")]
+    Unlinked(String),
+    /// Nobody said what the name leads to: unlike absence.
+    #[error("{what} is not resolved")]
+    Naming {
+        what: String,
+        #[source]
+        source: NamingError,
+    },
+    #[error("nothing was learned of {what} within {} s: it may be that no peer has it", .waited.as_secs())]
+    Slow { what: String, waited: Duration },
+    #[error("the index of the image layout at {at} cannot be used")]
+    Layout {
+        at: String,
+        #[source]
+        source: LayoutError,
+    },
+    #[error(
+        "{at} has several images with tag {tag}: name the repository of one behind it, as in …/library/app"
+    )]
+    SeveralImages { tag: Tag, at: String },
+    #[error("the folder is no image layout that can be kept: {0}")]
+    NoLayout(String),
+    #[error("{0} image layouts are kept: remove some first")]
+    TooManyLayouts(usize),
     #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]

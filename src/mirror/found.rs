@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cid::Cid;
 
 use super::pull_through::Found;
 use crate::ipfs::Peer;
@@ -18,6 +19,8 @@ pub enum Origin {
     Own,
     /// Under the root of a name that is followed.
     Readonly(IpnsName),
+    /// Below a CID that the repository names, or the name leads to.
+    Ipfs(Cid),
     /// Among what was pulled through before.
     Cache,
     /// At its registry, just now.
@@ -32,6 +35,7 @@ impl Origin {
         match self {
             Self::Own => "own",
             Self::Readonly(_) => "readonly",
+            Self::Ipfs(_) => "ipfs",
             Self::Cache => "cache",
             Self::Upstream(_) => "upstream",
             Self::Peer(_) => "peer",
@@ -44,6 +48,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Own => f.write_str("own"),
             Self::Readonly(name) => fmt::Display::fmt(name, f),
+            Self::Ipfs(root) => write!(f, "ipfs={root}"),
             Self::Cache => f.write_str("cache"),
             Self::Upstream(host) => write!(f, "upstream={host}"),
             Self::Peer(peer) => write!(f, "peer={peer}"),
@@ -131,6 +136,15 @@ pub(super) struct StoredBlob {
     pub(super) entry: IndexEntry,
     /// Its bytes were held to the digest before.
     pub(super) proven: bool,
+    /// Whose providers are looked for when blocks are missing.
+    pub(super) session_root: Cid,
+}
+
+impl StoredBlob {
+    /// For a blob that is announced with its root, and not by itself.
+    pub(super) fn of_root(self, root: Cid) -> Self {
+        Self { session_root: root, ..self }
+    }
 }
 
 impl From<StoredBlob> for Blob {

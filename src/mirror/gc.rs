@@ -197,7 +197,8 @@ impl Inner {
         let replaced = self.own.iter().flat_map(|own| own.commits.replaced_roots()).collect();
         let own = self.own.iter().map(|own| own.commits.root());
         let followed = self.follows.iter().flat_map(Follow::roots_at_hand);
-        (own.chain(followed).chain(self.tree.blocks().kept()).collect(), replaced)
+        let layouts = self.elsewhere.iter().flat_map(|elsewhere| elsewhere.kept.roots());
+        (own.chain(followed).chain(layouts).chain(self.tree.blocks().kept()).collect(), replaced)
     }
 
     /// Takes the links away that no manifest of the own tree needs; returns how many.

@@ -57,7 +57,7 @@ impl Inner {
         failure.map_or(Ok(None), Err)
     }
 
-    async fn tags_at(
+    pub(super) async fn tags_at(
         &self,
         root: &Cid,
         repo: &RepoName,

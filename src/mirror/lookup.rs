@@ -78,19 +78,28 @@ impl Inner {
         reference: &Reference,
     ) -> Result<Option<(Manifest, Origin)>, MirrorError> {
         self.first(|root| async move {
-            let digest = match reference {
-                Reference::Digest(digest) => {
-                    let link = self.tree.lookup(&root, &layout::revision_link(repo, digest)).await?;
-                    link.map(|_| *digest)
-                }
-                Reference::Tag(tag) => self.tag(&root, repo, tag).await?,
-            };
-            match digest {
+            match self.manifest_link(&root, repo, reference).await? {
                 Some(digest) => self.manifest_at(&root, &digest).await.map(Some),
                 None => Ok(None),
             }
         })
         .await
+    }
+
+    /// The digest of a manifest that a repository has under one root.
+    pub(super) async fn manifest_link(
+        &self,
+        root: &Cid,
+        repo: &RepoName,
+        reference: &Reference,
+    ) -> Result<Option<Digest>, MirrorError> {
+        match reference {
+            Reference::Digest(digest) => {
+                let link = self.tree.lookup(root, &layout::revision_link(repo, digest)).await?;
+                Ok(link.map(|_| *digest))
+            }
+            Reference::Tag(tag) => self.tag(root, repo, tag).await,
+        }
     }
 
     /// What a tag points to under one root.
@@ -121,7 +130,17 @@ impl Inner {
         let Some(data) = self.tree.lookup(root, &path).await? else {
             return Err(MirrorError::Tree { path, what: "is missing though a link names it" });
         };
-        let bytes = self.small_file(&data.cid, root, MANIFEST_BYTES_MAX as u64).await?;
+        self.read_manifest(root, &data.cid, digest).await
+    }
+
+    /// The manifest in a file, which must have the digest.
+    pub(super) async fn read_manifest(
+        &self,
+        root: &Cid,
+        cid: &Cid,
+        digest: &Digest,
+    ) -> Result<Manifest, MirrorError> {
+        let bytes = self.small_file(cid, root, MANIFEST_BYTES_MAX as u64).await?;
         let actual = Digest::of(digest.algorithm(), &bytes);
         if actual != *digest {
             return Err(MirrorError::Forged { expected: *digest, actual });
@@ -198,7 +217,7 @@ impl Inner {
         };
         let entry = IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize };
         let proven = known.is_some() || is_named_by_its_digest(&digest, &data.cid);
-        Ok(StoredBlob { digest, size_bytes, entry, proven })
+        Ok(StoredBlob { digest, size_bytes, entry, proven, session_root: data.cid })
     }
 
     /// Whether a repository has a blob, or a manifest asked for as one, under one root.
@@ -224,7 +243,7 @@ impl Inner {
         let (digest, entry) = (blob.digest, blob.entry);
         let whole = range == (0..blob.size_bytes);
         let expected = if blob.proven { Expected::Local } else { Expected::Network };
-        let bytes = file::read(self.tree.blocks(), entry.cid, entry.cid, range, expected)
+        let bytes = file::read(self.tree.blocks(), entry.cid, blob.session_root, range, expected)
             .map_err(move |source| MirrorError::Fetch { what: format!("blob {digest}"), source })
             .boxed();
         if blob.proven || !whole {

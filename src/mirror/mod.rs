@@ -4,6 +4,7 @@ mod announce;
 mod caching;
 mod commit;
 mod delete;
+mod elsewhere;
 mod error;
 mod found;
 mod gc;
@@ -41,9 +42,12 @@ use crate::dag::{Tree, archive};
 use crate::ipld::Block;
 use crate::ipld::car::Scope;
 use crate::ipld::ipns::IpnsName;
+use crate::naming::Naming;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
 use commit::Commits;
+use elsewhere::Elsewhere;
+pub use elsewhere::{KeptLayout, LayoutWriter};
 pub use error::{BodyError, MirrorError, chain};
 pub use found::{Age, Asked, Blob, Listed, Manifest, Origin, Page, Purpose, Served};
 use found::{Content, StoredBlob};
@@ -82,6 +86,8 @@ pub struct MirrorConfig {
     pub validation: Validation,
     /// `None`: no registry is mirrored.
     pub pull_through: Option<PullThroughConfig>,
+    /// Who is asked for names that are not IPNS's.
+    pub naming: Naming,
 }
 
 /// What `status` tells.
@@ -116,6 +122,8 @@ struct Inner {
     delete_enabled: bool,
     validation: Validation,
     pull_through: Option<PullThrough>,
+    /// Absent where no repository means a place on IPFS.
+    elsewhere: Option<Elsewhere>,
 }
 
 struct Own {
@@ -206,7 +214,13 @@ impl Mirror {
         last: Option<&str>,
         limit: usize,
     ) -> Result<Option<Listed<Page>>, MirrorError> {
-        self.0.listed_tags(asked, last, limit).await
+        match self.0.address_of(asked.repo)? {
+            Some(address) => {
+                let found = self.0.tags_elsewhere(&address, last, limit).await?;
+                Ok(found.map(|page| Listed { page, age: None }))
+            }
+            None => self.0.listed_tags(asked, last, limit).await,
+        }
     }
 
     /// The repositories behind `last`, at most `limit`.
@@ -224,22 +238,31 @@ impl Mirror {
         last: Option<&str>,
         limit: usize,
     ) -> Result<Listed<Referrers>, MirrorError> {
-        self.0.listed_referrers(asked, subject, artifact_type, last, limit).await
+        match self.0.address_of(asked.repo)? {
+            Some(address) => {
+                let page = self.0.referrers_elsewhere(&address, subject, artifact_type, last, limit).await?;
+                Ok(Listed { page, age: None })
+            }
+            None => self.0.listed_referrers(asked, subject, artifact_type, last, limit).await,
+        }
     }
 
     /// Deletes a tag, or a manifest and every tag that points to it, from the own tree. `false`: nobody has it. What a
     /// readonly root has is [`MirrorError::NotOurs`].
     pub async fn delete_manifest(&self, repo: &RepoName, reference: &Reference) -> Result<bool, MirrorError> {
+        self.0.refuse_elsewhere(repo)?;
         self.0.delete_manifest(repo, reference).await
     }
 
     /// Takes a blob from a repository of the own tree, as [`Mirror::delete_manifest`] does with manifests.
     pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool, MirrorError> {
+        self.0.refuse_elsewhere(repo)?;
         self.0.delete_blob(repo, digest).await
     }
 
     /// Opens an upload that will be closed with a digest of `algorithm`; the id is a UUID.
     pub async fn start_upload(&self, repo: &RepoName, algorithm: Algorithm) -> Result<String, MirrorError> {
+        self.0.refuse_elsewhere(repo)?;
         self.0.own().await?;
         self.0.uploads.start(repo, algorithm).await
     }
@@ -293,11 +316,13 @@ impl Mirror {
         from: Option<&RepoName>,
         digest: &Digest,
     ) -> Result<bool, MirrorError> {
+        self.0.refuse_elsewhere(repo)?;
         self.0.mount(repo, from, digest).await
     }
 
     /// Stores a manifest under its digest and its tags, in one commit.
     pub async fn put_manifest(&self, repo: &RepoName, put: PutManifest<'_>) -> Result<Stored, MirrorError> {
+        self.0.refuse_elsewhere(repo)?;
         self.0.put_manifest(repo, put).await
     }
 

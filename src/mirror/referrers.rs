@@ -125,6 +125,32 @@ impl Inner {
             // Who verifies signatures must not take a part for the whole.
             failure.map_or(Ok(()), Err)?;
         }
+        self.referrers_page(repo, noted, more, artifact_type, limit).await
+    }
+
+    /// The same under one root alone.
+    pub(super) async fn referrers_at(
+        &self,
+        root: &Cid,
+        repo: &RepoName,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        last: Option<&str>,
+        limit: usize,
+    ) -> Result<Referrers, MirrorError> {
+        let mut noted = BTreeMap::new();
+        let more = self.noted_at(root, repo, subject, last, &mut noted).await?;
+        self.referrers_page(repo, noted, more, artifact_type, limit).await
+    }
+
+    async fn referrers_page(
+        &self,
+        repo: &RepoName,
+        noted: BTreeMap<Digest, Noted>,
+        more: bool,
+        artifact_type: Option<&str>,
+        limit: usize,
+    ) -> Result<Referrers, MirrorError> {
         let mut page = Filling::new(artifact_type, limit);
         for (digest, noted) in noted {
             let Some(referrer) = self.describe(repo, digest, noted).await? else { continue };

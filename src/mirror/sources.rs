@@ -35,6 +35,9 @@ impl Inner {
         reference: &Reference,
         purpose: Purpose,
     ) -> Result<Option<Served>, MirrorError> {
+        if let Some(address) = self.address(asked)? {
+            return self.manifest_elsewhere(&address, reference).await;
+        }
         let rooted = Box::pin(async {
             let found = self.manifest(asked.repo, reference).await?;
             Ok(found.map(|(manifest, origin)| Served { manifest, origin, age: None }))
@@ -61,6 +64,9 @@ impl Inner {
         digest: &Digest,
         resumes: bool,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
+        if let Some(address) = self.address(asked)? {
+            return self.blob_elsewhere(&address, digest).await;
+        }
         let rooted = Box::pin(async {
             let found = self.blob(asked.repo, digest).await?;
             Ok(found.map(|(blob, origin)| (Blob::from(blob), origin)))
@@ -82,6 +88,9 @@ impl Inner {
         asked: &Asked<'_>,
         digest: &Digest,
     ) -> Result<Option<(Blob, Origin)>, MirrorError> {
+        if let Some(address) = self.address(asked)? {
+            return self.blob_elsewhere(&address, digest).await;
+        }
         let rooted = Box::pin(async {
             let found = self.blob(asked.repo, digest).await?;
             Ok(found.map(|(blob, origin)| (Blob::from(blob), origin)))

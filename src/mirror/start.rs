@@ -7,6 +7,7 @@ use moka::sync::Cache;
 use tokio::sync::broadcast;
 
 use super::commit::Commits;
+use super::elsewhere::Elsewhere;
 use super::gc::{self, Collector};
 use super::leases::Leases;
 use super::publish::{self, Publisher};
@@ -43,6 +44,7 @@ struct Parts {
     delete_enabled: bool,
     validation: Validation,
     pull_through: Option<PullThrough>,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl Mirror {
@@ -91,8 +93,26 @@ impl Mirror {
             Some(config) => Some(PullThrough::start(tasks, ipfs.clone(), config).await?),
             None => None,
         };
+        let elsewhere = Elsewhere::open(ipfs.clone(), config.naming, state.clone()).await?;
+        let kept = elsewhere.kept.roots();
+        tasks.spawn_short("layouts", |_| async move {
+            if let Err(error) = ipfs.provide(&kept).await {
+                tracing::debug!(%error, "layouts not announced");
+            }
+        });
         let MirrorConfig { delete_enabled, validation, follow_quota_bytes, .. } = config;
-        let parts = Parts { tree, leases, own, follows, uploads, delete_enabled, validation, pull_through };
+        let elsewhere = Some(elsewhere);
+        let parts = Parts {
+            tree,
+            leases,
+            own,
+            follows,
+            uploads,
+            delete_enabled,
+            validation,
+            pull_through,
+            elsewhere,
+        };
         let inner = Inner::assemble(tasks, store, parts);
         for follow in inner.follows.iter().filter(|follow| follow.mode != FollowMode::None) {
             let (inner, follow) = (inner.clone(), follow.clone());
@@ -128,13 +148,24 @@ impl Inner {
             delete_enabled: true,
             validation: Validation { image_blobs: false, index_manifests: false },
             pull_through: None,
+            elsewhere: None,
         };
         Ok(Self::assemble(tasks, store, parts))
     }
 
     /// Puts the parts together and starts the tasks that keep them.
     fn assemble(tasks: &Tasks, store: &Store, parts: Parts) -> Arc<Self> {
-        let Parts { tree, leases, own, follows, uploads, delete_enabled, validation, pull_through } = parts;
+        let Parts {
+            tree,
+            leases,
+            own,
+            follows,
+            uploads,
+            delete_enabled,
+            validation,
+            pull_through,
+            elsewhere,
+        } = parts;
         let idle = uploads.clone();
         tasks.spawn("uploads", |stop| async move {
             let mut check = tokio::time::interval(IDLE_CHECK_INTERVAL);
@@ -159,6 +190,7 @@ impl Inner {
             delete_enabled,
             validation,
             pull_through,
+            elsewhere,
         });
         let (collected, index) = (inner.clone(), store.index().clone());
         tasks.spawn("gc", |stop| gc::run(collected, index, requests, stop));

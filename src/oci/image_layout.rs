@@ -15,7 +15,7 @@ pub const INDEX: &str = "index.json";
 pub const INDEX_BYTES_MAX: usize = 4 << 20;
 
 /// Where containerd and Docker put the whole name of an image, host included.
-const ANNOTATION_CONTAINERD_NAME: &str = "io.containerd.image.name";
+pub(super) const ANNOTATION_CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// Why an `index.json` is not read.
 #[derive(Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::anywhere::has_base58;
 use super::digest::{Digest, DigestError};
 
 /// The longest repository name in bytes; clients and distribution agree on it.
@@ -15,6 +16,11 @@ pub enum NameError {
         "repository name {0:?} is not valid: components of a-z, 0-9 and single . _ __ - between them, joined by /"
     )]
     Repo(String),
+    #[error(
+        "repository name {0:?} is not valid: no upper-case letters are allowed, so write the CID in base32, as \
+         `ipfs cid base32` does, and the name of a key in base36 (k51…)"
+    )]
+    Base58(String),
     #[error("repository name is {0} bytes long: at most 255 are allowed")]
     TooLong(usize),
     #[error("tag {0:?} is not valid: up to 128 of A-Z a-z 0-9 _ . -, not starting with . or -")]
@@ -44,6 +50,8 @@ impl FromStr for RepoName {
         }
         if name.split('/').all(is_component) {
             Ok(Self(name.to_owned()))
+        } else if has_base58(name) {
+            Err(NameError::Base58(name.to_owned()))
         } else {
             Err(NameError::Repo(name.to_owned()))
         }
@@ -158,6 +166,22 @@ mod tests {
             ["", "/", "a/", "/a", "A", "a..b", "a___b", "a._b", "-a", "a-", "a//b", "..", "ä", long.as_str()]
         {
             assert!(name.parse::<RepoName>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cid_that_no_name_can_have_is_told_how_to_be_written() {
+        let cid = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG";
+        for name in [
+            format!("ipfs/{cid}"),
+            format!("ipfs/{cid}/alpine"),
+            "ipns/12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5/a".to_owned(),
+        ] {
+            let error = name.parse::<RepoName>().unwrap_err();
+            assert!(error.to_string().contains("ipfs cid base32"), "{error}");
+        }
+        for name in [format!("library/{cid}"), "ipfs/App".to_owned()] {
+            assert!(matches!(name.parse::<RepoName>(), Err(NameError::Repo(_))), "{name}");
         }
     }
 

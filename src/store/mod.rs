@@ -42,7 +42,7 @@ pub use buffers::{Buffer, Buffers};
 pub use hashed_set::HashedSet;
 pub use index::{DigestIndex, IndexEntry};
 pub use notes::Notes;
-pub use state::{Followed, KnownPeer, OwnRecord, RootRow, State};
+pub use state::{Followed, KnownPeer, LayoutRow, OwnRecord, RootRow, State};
 pub use sweep::Sweep;
 pub use uploads::{UploadJournal, UploadJournals, UploadStep};
 

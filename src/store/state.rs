@@ -43,6 +43,18 @@ pub struct KnownPeer {
     pub seen_at_s: u64,
 }
 
+/// An image layout that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutRow {
+    pub cid: String,
+    /// What its folder was called.
+    pub name: String,
+    /// Of its files.
+    pub size_bytes: u64,
+    /// Seconds since 1970.
+    pub added_at_s: u64,
+}
+
 /// A tree that this daemon writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RootRow {
@@ -115,6 +127,16 @@ impl State {
     /// Replaces the whole list; the caller bounds it.
     pub fn set_pins(&self, pins: &BTreeSet<String>) -> Result<(), StoreError> {
         self.write(&self.path("pins"), pins)
+    }
+
+    /// The image layouts that are kept, as they were added.
+    pub fn layouts(&self) -> Result<Vec<LayoutRow>, StoreError> {
+        Ok(self.read(&self.path("layouts"))?.unwrap_or_default())
+    }
+
+    /// Replaces the whole list; the caller bounds it.
+    pub fn set_layouts(&self, layouts: &[LayoutRow]) -> Result<(), StoreError> {
+        self.write(&self.path("layouts"), &layouts)
     }
 
     pub fn own_record(&self, name: &IpnsName) -> Result<Option<OwnRecord>, StoreError> {

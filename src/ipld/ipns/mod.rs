@@ -12,7 +12,7 @@ mod tests;
 use jiff::Timestamp;
 use libp2p::identity::{DecodingError, SigningError};
 
-pub use name::IpnsName;
+pub use name::{IpnsName, parse_cid};
 pub use record::{IpnsRecord, RECORD_BYTES_MAX, TTL_MAX};
 
 /// Why a text is no name, or bytes are no record of a name.

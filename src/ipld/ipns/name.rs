@@ -109,8 +109,9 @@ impl<'de> Deserialize<'de> for IpnsName {
     }
 }
 
-/// Reads a CID that is the whole of `text`. The parser of the crate also takes a path in front and bytes behind.
-pub(super) fn parse_cid(text: &str) -> Option<Cid> {
+/// Reads a CID that is the whole of `text`, in any base. The parser of the crate also takes a path in front and bytes
+/// behind.
+pub fn parse_cid(text: &str) -> Option<Cid> {
     if text.len() > NAME_CHARS_MAX {
         return None;
     }

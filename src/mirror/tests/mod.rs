@@ -1,6 +1,7 @@
 //! The keepers of roots and records against a scripted network, on a clock that moves only when everybody waits.
 
 mod commit;
+mod elsewhere;
 mod follow;
 mod publish;
 
