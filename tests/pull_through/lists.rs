@@ -150,7 +150,7 @@ async fn a_repository_that_upstream_has_not_is_unknown() {
 }
 
 /// The digest of an image, a signature and an SBOM of it.
-async fn signed(upstream: &Upstream) -> (Digest, Digest, Digest) {
+fn signed(upstream: &Upstream) -> (Digest, Digest, Digest) {
     let image = Image::new(910, &[1000]);
     upstream.push(REPO, "1", &image);
     let subject = Digest::sha256(&image.manifest);
@@ -165,7 +165,7 @@ async fn signatures_of_a_mirrored_image_are_found_with_and_without_an_api_upstre
         if !knows_api {
             upstream.knows_no_referrers();
         }
-        let (subject, signature, sbom) = signed(&upstream).await;
+        let (subject, signature, sbom) = signed(&upstream);
         let mirror = mirror_of(&upstream, "tagttl: 1h").start();
         let all = sorted(&[&signature, &sbom]);
         assert_eq!(digests(ask(&mirror, &format!("referrers/{subject}")).await).await, all);
@@ -193,7 +193,7 @@ async fn signatures_of_a_mirrored_image_are_found_with_and_without_an_api_upstre
 #[tokio::test]
 async fn referrers_come_in_pages_with_those_that_were_pushed_here() {
     let upstream = Upstream::start().await;
-    let (subject, signature, sbom) = signed(&upstream).await;
+    let (subject, signature, sbom) = signed(&upstream);
     let mirror = mirror_of(&upstream, "").start();
     let ours = attach_here(&mirror, &subject).await;
     let (mut path, mut found) = (format!("{REPO}/referrers/{subject}?n=1&ns={REGISTRY}"), Vec::new());
@@ -227,7 +227,7 @@ async fn attach_here(mirror: &Daemon, subject: &Digest) -> Digest {
 #[tokio::test]
 async fn referrers_are_served_as_they_last_were_and_never_as_none_while_upstream_does_not_answer() {
     let (upstream, failing) = (Upstream::start().await, Fault::Status(503, ""));
-    let (subject, signature, sbom) = signed(&upstream).await;
+    let (subject, signature, sbom) = signed(&upstream);
     let mirror = mirror_of(&upstream, "tagttl: 0s, negativettl: 0s").start();
     let path = format!("referrers/{subject}");
     assert_eq!(digests(ask(&mirror, &path).await).await, sorted(&[&signature, &sbom]));
