@@ -187,17 +187,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
     let node_config = node_config(&config, names.collect())?;
     let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
-    let mirror_config = MirrorConfig {
-        signer,
-        readonly,
-        follow_quota_bytes: config.names.follow_quota_bytes,
-        uploads_max: config.limits.uploads_max,
-        upload_idle_timeout: config.limits.upload_idle_timeout,
-        delete_enabled: config.store.delete_enabled,
-        validation: config.validation,
-        pull_through,
-        naming: Naming::new(&config.naming)?,
-    };
+    let mirror_config = mirror_config(&config, signer, readonly, pull_through)?;
     let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
     let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;
 
@@ -226,6 +216,25 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
+}
+
+fn mirror_config(
+    config: &Config,
+    signer: Option<Signer>,
+    readonly: Vec<(IpnsName, FollowMode)>,
+    pull_through: Option<PullThroughConfig>,
+) -> Result<MirrorConfig, DaemonError> {
+    Ok(MirrorConfig {
+        signer,
+        readonly,
+        follow_quota_bytes: config.names.follow_quota_bytes,
+        uploads_max: config.limits.uploads_max,
+        upload_idle_timeout: config.limits.upload_idle_timeout,
+        delete_enabled: config.store.delete_enabled,
+        validation: config.validation,
+        pull_through,
+        naming: Naming::new(&config.naming)?,
+    })
 }
 
 fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, DaemonError> {

@@ -1,5 +1,7 @@
 //! Image layouts and registries anywhere on IPFS: added here, pulled there by CID, by IPNS name, by DNSLink and by ENS.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 mod common;
 
 use std::collections::HashMap;

@@ -49,6 +49,15 @@ pub enum DagError {
 }
 
 impl DagError {
+    /// Whether nobody was there to be asked.
+    pub fn is_no_peers(&self) -> bool {
+        match self {
+            Self::Fetch(error) => matches!(error, IpfsError::NoPeers(_)),
+            Self::Shared(error) => error.is_no_peers(),
+            _ => false,
+        }
+    }
+
     /// Whether the network did not deliver, which another try may mend.
     pub fn is_fetch(&self) -> bool {
         match self {

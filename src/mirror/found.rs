@@ -136,14 +136,14 @@ pub(super) struct StoredBlob {
     pub(super) entry: IndexEntry,
     /// Its bytes were held to the digest before.
     pub(super) proven: bool,
-    /// Whose providers are looked for when blocks are missing.
-    pub(super) session_root: Cid,
+    /// Whose providers are looked for when blocks are missing; `None`: its own.
+    pub(super) session_root: Option<Box<Cid>>,
 }
 
 impl StoredBlob {
     /// For a blob that is announced with its root, and not by itself.
     pub(super) fn of_root(self, root: Cid) -> Self {
-        Self { session_root: root, ..self }
+        Self { session_root: Some(Box::new(root)), ..self }
     }
 }
 

@@ -217,7 +217,7 @@ impl Inner {
         };
         let entry = IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize };
         let proven = known.is_some() || is_named_by_its_digest(&digest, &data.cid);
-        Ok(StoredBlob { digest, size_bytes, entry, proven, session_root: data.cid })
+        Ok(StoredBlob { digest, size_bytes, entry, proven, session_root: None })
     }
 
     /// Whether a repository has a blob, or a manifest asked for as one, under one root.
@@ -243,7 +243,8 @@ impl Inner {
         let (digest, entry) = (blob.digest, blob.entry);
         let whole = range == (0..blob.size_bytes);
         let expected = if blob.proven { Expected::Local } else { Expected::Network };
-        let bytes = file::read(self.tree.blocks(), entry.cid, blob.session_root, range, expected)
+        let session_root = blob.session_root.as_deref().copied().unwrap_or(entry.cid);
+        let bytes = file::read(self.tree.blocks(), entry.cid, session_root, range, expected)
             .map_err(move |source| MirrorError::Fetch { what: format!("blob {digest}"), source })
             .boxed();
         if blob.proven || !whole {

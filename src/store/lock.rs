@@ -8,7 +8,7 @@ use super::StoreError;
 
 /// Held for as long as it lives; the kernel gives it back when the process ends, however it ends.
 pub(super) struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -33,7 +33,14 @@ impl Lock {
         }
         file.set_len(0).and_then(|()| file.seek(SeekFrom::Start(0))).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // A program that is just being started has the file open too, until it runs: to close ours would not be enough.
+        let _ = self.file.unlock();
     }
 }
 

@@ -75,7 +75,7 @@ impl UpstreamError {
 
     /// Whether our credentials are the cause, or the lack of them: others may have better ones.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unauthorized { .. } | Self::Forbidden(_) | Self::Credentials { .. })
+        matches!(self, Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::Credentials { .. })
     }
 
     /// The rest that the registry asked for.

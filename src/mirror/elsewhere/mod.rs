@@ -16,7 +16,7 @@ use std::time::Duration;
 use cid::Cid;
 use moka::sync::Cache;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Asked, Blob, Inner, Manifest, MirrorError, Origin, Page, Referrers, Served};
 use crate::ipfs::Ipfs;
@@ -36,6 +36,9 @@ use names::{Names, Start};
 
 /// What one look-up may take: resolving the name, walking the directories, reading the manifest.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a first peer is waited for: right after a start the connections are being made. And between two looks.
+pub(super) const FIRST_PEER_TIMEOUT: Duration = Duration::from_secs(5);
+const FIRST_PEER_INTERVAL: Duration = Duration::from_millis(200);
 /// Look-ups at once; further ones wait, within their budget. Few enough that CIDs which nobody has leave room for other
 /// fetches of blocks.
 const LOOKUPS_MAX: usize = 256;
@@ -265,6 +268,7 @@ impl Inner {
         let Some(elsewhere) = &self.elsewhere else { return Ok(None) };
         let at_hand = |name: &IpnsName| self.root_at_hand(name);
         let (root, base) = elsewhere.names.resolve(&address.start, &at_hand).await?;
+        self.await_root(&root).await?;
         let path = join(&base, &address.below);
         let ends = std::iter::once(0).chain(path.match_indices('/').map(|(at, _)| at)).chain([path.len()]);
         let ends = ends.skip(usize::from(path.is_empty())).filter(|end| *end >= base.len());
@@ -285,6 +289,19 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+
+    /// Fetches the first block.
+    async fn await_root(&self, root: &Cid) -> Result<(), MirrorError> {
+        let deadline = Instant::now() + FIRST_PEER_TIMEOUT;
+        loop {
+            match self.tree.lookup(root, "").await {
+                Err(error) if error.is_no_peers() && Instant::now() < deadline => {
+                    sleep(FIRST_PEER_INTERVAL).await;
+                }
+                fetched => return Ok(fetched.map(drop)?),
+            }
+        }
     }
 
     /// The root of a name that is kept fresh here anyhow.

@@ -1,25 +1,24 @@
-//! Fills: one download per digest, any number of readers. A fill belongs to the daemon: it outlives the client that
-//! asked first, is gone on with where it broke off, also after a restart, and is committed only if its digest matches.
+//! A fill: one download of a blob, any number of readers. It belongs to the daemon: it outlives the client that asked
+//! first, is gone on with where it broke off, also after a restart, and is committed only if its digest matches.
 //!
 //! Readers follow the write position. What was written as a whole leaf is read back from the store, what is behind the
 //! leaves from memory; the last byte is given to nobody before the digest matched.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use moka::sync::Cache;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::super::mesh::{Followers, Held, Key, Mesh};
+use super::super::mesh::Followers;
 use super::super::writing::{Received, Writing};
 use super::super::{Inner, MirrorError, Origin, chain};
+use super::fills::FillStatus;
 pub(super) use super::state::{Stage, State};
 use super::supply::{Opened, Supply};
 use super::window::{Piece, Window};
@@ -27,11 +26,8 @@ use crate::dag::Keep;
 use crate::ipfs::Peer;
 use crate::metrics::{Counter, Metrics};
 use crate::oci::{Digest, Repository};
-use crate::tasks::Tasks;
 use crate::upstream::UpstreamError;
 
-/// Fills that run at once; a further one is refused.
-const FILLS_MAX: usize = 256;
 /// After so many bytes a fill is noted down.
 const CHECKPOINT_BYTES: u64 = 64 << 20;
 /// Tries that bring nothing, one after the other, before a fill is given up …
@@ -47,39 +43,12 @@ const HELD_BACK_BYTES_MAX: u64 = 2 << 20;
 const HELD_BACK_OF_PEERS_BYTES_MAX: u64 = 64 << 20;
 /// … and for so long.
 const HELD_BACK_FOR: Duration = Duration::from_secs(5);
-/// How long a fill that was given up is remembered: who comes back for the rest of it is told so, and who has no way
-/// around us gets no manifest that names it.
-const FAILED_FOR: Duration = Duration::from_secs(30);
-/// Failed fills that are remembered.
-const FAILED_MAX: u64 = 1024;
-
-/// The fills that run. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct Fills(Arc<Shared>);
-
-struct Shared {
-    running: Mutex<HashMap<Digest, Arc<Fill>>>,
-    failed: Cache<Digest, Failed>,
-    cache: Arc<Inner>,
-    tasks: Tasks,
-    mesh: Option<Mesh>,
-    metrics: Metrics,
-}
-
-/// A fill that was given up.
-#[derive(Clone)]
-struct Failed {
-    error: Arc<MirrorError>,
-    /// Bytes had come: that it can be begun says nothing of the rest.
-    is_broken: bool,
-}
-
 /// One blob on its way in.
 pub(super) struct Fill {
     pub(super) digest: Digest,
     pub(super) repository: Repository,
     cache: Arc<Inner>,
-    state: watch::Sender<State>,
+    pub(super) state: watch::Sender<State>,
     window: Mutex<Window>,
     keep: Keep,
     begun_at: Instant,
@@ -101,92 +70,8 @@ enum Tried {
     Left,
 }
 
-/// What a running fill shows in `status`.
-#[derive(Clone, Debug)]
-pub struct FillStatus {
-    pub repository: Repository,
-    pub digest: Digest,
-    pub size_bytes: Option<u64>,
-    pub received_bytes: u64,
-    pub from: Option<Origin>,
-}
-
-impl Fills {
-    pub(super) fn new(cache: Arc<Inner>, tasks: Tasks, mesh: Option<Mesh>, metrics: Metrics) -> Self {
-        let failed = Cache::builder().max_capacity(FAILED_MAX).time_to_live(FAILED_FOR).build();
-        Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks, mesh, metrics }))
-    }
-
-    /// The fill of a blob: the one that runs, or a new one with `supply`.
-    pub(super) fn follow(&self, supply: Supply) -> Result<Arc<Fill>, MirrorError> {
-        let digest = supply.digest;
-        let mut running = lock(&self.0.running);
-        if let Some(fill) = running.get(&digest) {
-            return Ok(fill.clone());
-        }
-        if running.len() >= FILLS_MAX {
-            return Err(MirrorError::TooManyFills(FILLS_MAX));
-        }
-        let fill = Arc::new(Fill::new(&supply, self.0.cache.clone(), self.0.metrics.clone()));
-        running.insert(digest, fill.clone());
-        drop(running);
-        let (fills, filled) = (self.clone(), fill.clone());
-        self.0.tasks.spawn("fill", |stop| async move { fills.run(filled, supply, stop).await });
-        Ok(fill)
-    }
-
-    pub(super) fn running(&self, digest: &Digest) -> Option<Arc<Fill>> {
-        lock(&self.0.running).get(digest).cloned()
-    }
-
-    /// Why the fill of a blob was given up a moment ago.
-    pub(super) fn failed(&self, digest: &Digest) -> Option<Arc<MirrorError>> {
-        self.0.failed.get(digest).map(|failed| failed.error)
-    }
-
-    /// The same, if bytes had come.
-    pub(super) fn broken(&self, digest: &Digest) -> Option<Arc<MirrorError>> {
-        self.0.failed.get(digest).filter(|failed| failed.is_broken).map(|failed| failed.error)
-    }
-
-    pub(super) fn status(&self) -> Vec<FillStatus> {
-        let running: Vec<Arc<Fill>> = lock(&self.0.running).values().cloned().collect();
-        let mut all: Vec<FillStatus> = running.iter().map(|fill| fill.status()).collect();
-        all.sort_by(|a, b| (&a.repository, &a.digest).cmp(&(&b.repository, &b.digest)));
-        all
-    }
-
-    async fn run(&self, fill: Arc<Fill>, mut supply: Supply, stop: CancellationToken) {
-        let begun = Instant::now();
-        let mesh = self.0.mesh.as_ref().filter(|_| supply.upstream.config().share);
-        let hold = |held| mesh.inspect(|mesh| mesh.hold(Key::of_digest(&fill.digest), held));
-        hold(Some(Held::Filling));
-        let outcome = fill.run(&mut supply, &stop).await;
-        hold(outcome.as_ref().ok().and_then(|filled| filled.map(|()| Held::Whole)));
-        let stage = match outcome {
-            Ok(Some(())) => {
-                let State { received_bytes, .. } = fill.state();
-                let duration_ms = begun.elapsed().as_millis();
-                self.0.failed.invalidate(&fill.digest);
-                tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
-                Stage::Committed
-            }
-            Ok(None) => Stage::Absent,
-            Err(error) => {
-                tracing::warn!(digest = %fill.digest, repo.name = %fill.repository, error = %chain(&error), "blob not pulled through");
-                let error = Arc::new(error);
-                let failed = Failed { error: error.clone(), is_broken: fill.state().flows };
-                self.0.failed.insert(fill.digest, failed);
-                Stage::Failed(error)
-            }
-        };
-        lock(&self.0.running).remove(&fill.digest);
-        fill.state.send_modify(|state| state.stage = stage);
-    }
-}
-
 impl Fill {
-    fn new(supply: &Supply, cache: Arc<Inner>, metrics: Metrics) -> Self {
+    pub(super) fn new(supply: &Supply, cache: Arc<Inner>, metrics: Metrics) -> Self {
         let state = State {
             size_bytes: supply.size_bytes,
             received_bytes: 0,
@@ -240,7 +125,7 @@ impl Fill {
         self.refused.load(Ordering::Acquire)
     }
 
-    fn status(&self) -> FillStatus {
+    pub(super) fn status(&self) -> FillStatus {
         let State { size_bytes, received_bytes, from, .. } = self.state();
         let (repository, digest) = (self.repository.clone(), self.digest);
         FillStatus { repository, digest, size_bytes, received_bytes, from }
@@ -308,7 +193,11 @@ impl Fill {
     }
 
     /// `None`: nobody has the blob. What came of one that fails is kept for the next try.
-    async fn run(&self, supply: &mut Supply, stop: &CancellationToken) -> Result<Option<()>, MirrorError> {
+    pub(super) async fn run(
+        &self,
+        supply: &mut Supply,
+        stop: &CancellationToken,
+    ) -> Result<Option<()>, MirrorError> {
         let (id, repo) = (journal_id(&self.digest), self.repository.joined()?);
         let mut writing = self.cache.uploads.take_up(id, &repo, self.digest.algorithm()).await?;
         loop {

@@ -7,6 +7,7 @@
 mod blobs;
 mod cache;
 mod fill;
+mod fills;
 mod finishing;
 mod flights;
 mod for_peers;
@@ -39,8 +40,8 @@ use crate::upstream::{UpstreamStatus, Upstreams};
 pub(super) use blobs::Found;
 use cache::Images;
 pub use cache::{CachedImage, Pins};
-pub use fill::FillStatus;
-use fill::Fills;
+pub use fills::FillStatus;
+use fills::Fills;
 use flights::Flights;
 pub use for_peers::{BlobForPeer, ManifestForPeer, SharedBlob};
 use freshness::Tags;

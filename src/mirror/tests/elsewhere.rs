@@ -291,6 +291,12 @@ async fn what_nobody_delivers_is_a_failure_and_not_absent() {
     let image = scene.image(&mut layout, "x", Some(OCI_MANIFEST)).await;
     layout.name(&image, Some(OCI_MANIFEST), &[(REF_NAME, "1")]);
     let root = scene.grow(&layout, "").await;
+    scene.desk.network.is_reachable(false);
+    let begun = tokio::time::Instant::now();
+    let error = scene.manifest(&format!("ipfs/{root}"), "1").await.unwrap_err();
+    assert!(matches!(&error, MirrorError::Dag(error) if error.is_no_peers()), "{error}");
+    assert!(begun.elapsed() >= super::super::elsewhere::FIRST_PEER_TIMEOUT, "a peer may be on its way");
+    scene.desk.network.is_reachable(true);
     scene.desk.network.hides(&[root]);
     let error = scene.manifest(&format!("ipfs/{root}"), "1").await.unwrap_err();
     assert!(matches!(&error, MirrorError::Dag(error) if error.is_fetch()), "{error}");
