@@ -11,7 +11,7 @@
 //! | [`ipld`] | blocks, UnixFS, IPNS records. Pure. | nothing of ours |
 //! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish, HTTP between peers | `ipld` |
 //! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
-//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, the mesh | `ipld`, `ipfs`, `store` |
+//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
 //! | [`naming`] | names that lead to a path of IPFS: DNSLink and ENS | `ipld` |
@@ -52,8 +52,9 @@
 //! *A want from a peer.* A stream of the swarm → Bitswap message → the peer's ledger → the blockstore → at most a budget of
 //! blocks back. Nothing above [`store`] takes part, and a peer's want never makes us fetch.
 //!
-//! *A moved name.* A record arrives, by a peer's put or by asking; signature and expiry are checked, and it must be newer.
-//! Its root is served once its changed directories are here; until then, and if they cannot be had, the old one is.
+//! *A moved name.* A record arrives, on the topic of its name, by a peer's put or by asking; signature and expiry are checked,
+//! and it must be newer. Its root is served once its changed directories are here; until then, and if they cannot be had,
+//! the old one is. Behind that `mirror/replicate.rs` brings its tags and manifests, or all of its blobs.
 //!
 //! *Space that comes back.* A delete takes links from the own tree. A round of `mirror/gc.rs` takes those that no manifest
 //! needs and no client relies on, marks what lies below every root in use, below uploads and below what is being read,

@@ -10,6 +10,7 @@ use futures::stream::FuturesUnordered;
 
 use super::DagError;
 use super::tree::{Entry, NODES_AT_ONCE, Node, Tree, below, invalid, shard_of};
+use crate::ipfs::Want;
 use crate::ipld::block::DAG_PB;
 use crate::ipld::directory::Directory;
 use crate::ipld::hamt::{HamtNode, NameHash, Place, Slot};
@@ -17,6 +18,11 @@ use crate::ipld::hamt::{HamtNode, NameHash, Place, Slot};
 /// The most nodes of one sharded directory that are visited to list it: enough for a million names, where Kubo's
 /// shards have some 70,000.
 const LIST_NODES_MAX: usize = 131_072;
+
+/// What the nodes that are fetched of a tree may have on average, in bytes; most have a few hundred.
+const FETCHED_NODE_BYTES_MEAN_MAX: usize = 8 * 1024;
+/// Some of them are large in any tree.
+const FETCHED_BYTES_MIN: usize = 8 << 20;
 
 /// What may be remembered of the names below one node, in bytes.
 const NAMES_BELOW_BYTES_MAX: usize = 1 << 20;
@@ -127,7 +133,8 @@ impl Tree {
 
     /// Fetches the directory nodes below `new` that are not below `old`, and the root nodes of files that are not raw,
     /// since only the node says what it is; not what the files consist of. What is below `old` is taken to be here.
-    /// `Ok(true)`: all are here; `Ok(false)`: `nodes_max` were visited, and there are more. A node below `new` that is
+    /// `Ok(true)`: all are here; `Ok(false)`: `nodes_max` were visited, or they had more than 8 KiB each on average, and
+    /// there are more. A node below `new` that is
     /// no valid UnixFS counts as a file, lest one spoiled entry keep all others away. May be dropped midway: what was
     /// fetched stays.
     pub async fn fetch_directories(
@@ -145,6 +152,7 @@ impl Tree {
         // What waits is bounded too: each of it will be visited, and no more than `nodes_max` are.
         let mut waiting = vec![Visit { cid: *new, old_directory: old.copied(), old_node: old.copied() }];
         let mut seen = HashSet::from([*new]);
+        let mut left_bytes = nodes_max.saturating_mul(FETCHED_NODE_BYTES_MEAN_MAX).max(FETCHED_BYTES_MIN);
         let mut all = true;
         let mut fetching = FuturesUnordered::new();
         loop {
@@ -156,7 +164,10 @@ impl Tree {
             let Some(next) = fetching.next().await else {
                 return Ok(all);
             };
-            for visit in next? {
+            let (size_bytes, next) = next?;
+            let Some(left) = left_bytes.checked_sub(size_bytes) else { return Ok(false) };
+            left_bytes = left;
+            for visit in next {
                 if seen.contains(&visit.cid) {
                     continue;
                 }
@@ -170,12 +181,14 @@ impl Tree {
         }
     }
 
-    /// Fetches a node; returns what to visit below it.
-    async fn visit(&self, root: &Cid, visit: Visit) -> Result<Vec<Visit>, DagError> {
+    /// Fetches a node; returns its size in bytes, and what to visit below it.
+    async fn visit(&self, root: &Cid, visit: Visit) -> Result<(usize, Vec<Visit>), DagError> {
+        let block = self.blocks().fetch(Want { cid: visit.cid, root: *root }).await?;
+        let size_bytes = block.bytes().len();
         let node = match self.node(root, &visit.cid).await {
             Ok(Some(node)) => node,
-            Ok(None) => return Ok(Vec::new()),
-            Err(DagError::Format(_)) if visit.cid != *root => return Ok(Vec::new()),
+            Ok(None) => return Ok((size_bytes, Vec::new())),
+            Err(DagError::Format(_)) if visit.cid != *root => return Ok((size_bytes, Vec::new())),
             Err(error) => return Err(error),
         };
         let old_node = self.old_node(visit.old_node.as_ref()).await;
@@ -202,7 +215,7 @@ impl Tree {
                 }
             }
         }
-        Ok(next)
+        Ok((size_bytes, next))
     }
 
     /// What to visit below an entry, given the directory that the old tree has in its place.

@@ -21,8 +21,8 @@ use crate::ipld::block::RAW;
 use crate::oci::{Digest, RepoName, Tag};
 use crate::tasks::jittered;
 
-/// Nodes of directories that one root may have beyond those of the one before.
-const NODES_MAX: usize = 1_000_000;
+/// Nodes of directories that one root may have beyond those of the one before: 4 GiB of them at most.
+const NODES_MAX: usize = 500_000;
 /// Manifests that are brought of one root beyond those of the one before, in bytes.
 const MANIFESTS_BYTES_MAX: u64 = 1 << 30;
 /// Manifests and blobs that may fail before a try is given up.

@@ -118,3 +118,22 @@ async fn a_dag_with_more_paths_than_nodes_is_visited_by_nodes() {
     assert!(f.tree.fetch_directories(None, &cid, 61).await.unwrap());
     assert!(!f.tree.fetch_directories(None, &cid, 60).await.unwrap());
 }
+
+#[tokio::test]
+async fn a_tree_of_large_nodes_is_not_fetched_whole() {
+    let f = Fixture::new();
+    let leaf = raw("leaf", 1).cid;
+    let mut large = Vec::new();
+    for n in 0..40 {
+        let names = (0..2000).map(|k| format!("{n}-{k:0150}"));
+        large.push(f.put(encode_directory(names.map(|name| link(&name, leaf)).collect())).await);
+    }
+    let of = |count: usize| {
+        let links = large[..count].iter().enumerate().map(|(n, cid)| link(&format!("{n:02}"), *cid));
+        encode_directory(links.collect())
+    };
+    let (few, many) = (f.put(of(10)).await, f.put(of(40)).await);
+    assert!(f.tree.fetch_directories(None, &few, 100).await.unwrap());
+    assert!(!f.tree.fetch_directories(None, &many, 100).await.unwrap());
+    assert!(f.tree.fetch_directories(None, &many, 10_000).await.unwrap());
+}
