@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::mesh::{Key, Mesh};
 use super::super::{Inner, MirrorError, chain, layout, listing};
-use super::fill::Fills;
+use super::fills::Fills;
 use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, ImageName, Reference, RepoName, Repository};
 use crate::store::{Notes, State, Store, off_thread};
