@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use libp2p::identity::Keypair;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -181,8 +182,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let signer = signer(&keystore, &config, fresh)?;
     let readonly = readonly(&keystore, &config)?;
     let metrics = Metrics::default();
-    let us = identity.public().to_peer_id().to_base58();
-    let pull_through = pull_through(&config, us, metrics.clone()).await?;
+    let pull_through = pull_through(&config, &identity, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
     let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
     let node_config = node_config(&config, names.collect())?;
@@ -257,20 +257,21 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, D
 /// What is needed to mirror other registries, if any is mirrored.
 async fn pull_through(
     config: &Config,
-    identity: String,
+    identity: &Keypair,
     metrics: Metrics,
 ) -> Result<Option<PullThroughConfig>, DaemonError> {
     if config.pull_through.is_off() {
         return Ok(None);
     }
+    let us = identity.public().to_peer_id().to_base58();
     let folder = config.store.root_directory.join(CACHE_FOLDER);
     let store = off_thread(move || Store::open(&folder, StoreOptions::default())).await;
-    let upstreams = Upstreams::new(config.pull_through.clone(), &identity);
+    let upstreams = Upstreams::new(config.pull_through.clone(), &us);
     Ok(Some(PullThroughConfig {
         store: store.map_err(DaemonError::Store)?,
         upstreams: upstreams.map_err(|error| DaemonError::Upstream(Box::new(error)))?,
         quota_bytes: config.store.quota_bytes,
-        us: Peer::new(&identity),
+        us: Peer::new(&us),
         metrics,
     }))
 }

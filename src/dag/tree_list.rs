@@ -183,6 +183,9 @@ impl Tree {
 
     /// Fetches a node; returns its size in bytes, and what to visit below it.
     async fn visit(&self, root: &Cid, visit: Visit) -> Result<(usize, Vec<Visit>), DagError> {
+        if visit.cid.codec() != DAG_PB {
+            return Ok((0, Vec::new()));
+        }
         let block = self.blocks().fetch(Want { cid: visit.cid, root: *root }).await?;
         let size_bytes = block.bytes().len();
         let node = match self.node(root, &visit.cid).await {

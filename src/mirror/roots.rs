@@ -286,6 +286,12 @@ impl Follower {
         self.status.send_modify(|status| status.error = None);
         tracing::info!(ipns = %self.name, %root, sequence = record.sequence(), "serving a new root");
         self.save().await;
+        if old.is_none() && self.mode != FollowMode::None {
+            // Nobody waits for these: a first root serves what it can meanwhile, and the rest on demand.
+            if let Err(error) = self.fetch_directories(None, root).await {
+                tracing::debug!(ipns = %self.name, error = %chain(&error), "directories not all fetched");
+            }
+        }
         if let Err(error) = self.ipfs.provide(&[root]).await {
             tracing::debug!(ipns = %self.name, %error, "root not announced");
         }

@@ -21,6 +21,8 @@ use crate::peer::peer_of;
 const FETCH: StreamProtocol = StreamProtocol::new("/libp2p/fetch/0.0.1");
 /// Far more than any daemon takes.
 const FRAME_BYTES_MAX: usize = 4 << 20;
+/// What is heard and not looked at by the test; more is lost.
+const EVENTS_QUEUED_MAX: usize = 1024;
 
 #[derive(NetworkBehaviour)]
 struct Behaviour {
@@ -56,9 +58,9 @@ pub struct Gossiper {
     /// Fetches that are asked of it.
     pub asked: mpsc::Receiver<Incoming>,
     /// What others say on the topic.
-    pub heard: mpsc::UnboundedReceiver<Vec<u8>>,
+    pub heard: mpsc::Receiver<Vec<u8>>,
     /// Who has come to the topic.
-    joined: mpsc::UnboundedReceiver<PeerId>,
+    joined: mpsc::Receiver<PeerId>,
     commands: mpsc::Sender<Command>,
     _tasks: Tasks,
 }
@@ -89,8 +91,8 @@ impl Gossiper {
             .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(600)))
             .build();
         let (commands, inbox) = mpsc::channel(64);
-        let (ears, heard) = mpsc::unbounded_channel();
-        let (eyes, joined) = mpsc::unbounded_channel();
+        let (ears, heard) = mpsc::channel(EVENTS_QUEUED_MAX);
+        let (eyes, joined) = mpsc::channel(EVENTS_QUEUED_MAX);
         let tasks = Tasks::new();
         tasks.spawn_short("gossiper", |_| run(swarm, topic, inbox, ears, eyes));
         Self { control, asked, heard, joined, commands, _tasks: tasks }
@@ -142,8 +144,8 @@ async fn run(
     mut swarm: Swarm<Behaviour>,
     topic: IdentTopic,
     mut inbox: mpsc::Receiver<Command>,
-    ears: mpsc::UnboundedSender<Vec<u8>>,
-    eyes: mpsc::UnboundedSender<PeerId>,
+    ears: mpsc::Sender<Vec<u8>>,
+    eyes: mpsc::Sender<PeerId>,
 ) {
     loop {
         tokio::select! {
@@ -155,10 +157,10 @@ async fn run(
             },
             event = swarm.select_next_some() => match event {
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message { message, .. })) => {
-                    let _ = ears.send(message.data);
+                    let _ = ears.try_send(message.data);
                 }
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, .. })) => {
-                    let _ = eyes.send(peer_id);
+                    let _ = eyes.try_send(peer_id);
                 }
                 _ => (),
             }
