@@ -22,6 +22,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use shoal::ipld::Cid;
 use shoal::oci::{Algorithm, Digest};
+use shoal::tasks::Tasks;
 use tempfile::TempDir;
 
 /// No answer to what cannot be had takes longer.
@@ -369,7 +370,7 @@ async fn ethereum_node(content: Option<Cid>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let router = Router::new().route("/", post(ethereum)).with_state(content);
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    Tasks::new().spawn_short("ethereum", |_| async move { axum::serve(listener, router).await.unwrap() });
     url
 }
 
