@@ -224,6 +224,7 @@ impl Liar {
             connections_max: 16,
             swarm_key: None,
             mdns: false,
+            pubsub: false,
         };
         let (_, streams) = node::start(&tasks, &store, key, config).await.unwrap();
         let seen = Arc::<Mutex<Vec<String>>>::default();

@@ -10,7 +10,7 @@ use crate::dag::file::FileWriter;
 use crate::dag::{Edit, Entry};
 use crate::ipld::unixfs::{File, FileChild};
 use crate::ipld::{Block, Cid};
-use crate::mirror::{Asked, Mirror, MirrorConfig, MirrorError, Origin, Page};
+use crate::mirror::{Asked, Mirror, MirrorConfig, MirrorError, Origin, Page, Purpose};
 use crate::naming::Naming;
 use crate::oci::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::oci::{Algorithm, Digest, Host, RepoName, image_layout, storage};
@@ -37,6 +37,7 @@ impl Scene {
         let config = MirrorConfig {
             signer: None,
             readonly: Vec::new(),
+            follow_quota_bytes: None,
             uploads_max: 1,
             upload_idle_timeout: super::VALIDITY,
             delete_enabled: true,
@@ -122,7 +123,7 @@ impl Scene {
     ) -> Result<Option<Digest>, MirrorError> {
         let repo: RepoName = repo.parse().unwrap();
         let asked = Asked { repo: &repo, registry, via: None, is_ours: false };
-        let found = self.mirror.manifest(&asked, &reference.parse().unwrap(), false).await?;
+        let found = self.mirror.manifest(&asked, &reference.parse().unwrap(), Purpose::Manifest).await?;
         assert!(found.iter().all(|served| matches!(served.origin, Origin::Ipfs(_))));
         Ok(found.map(|served| served.manifest.digest))
     }
@@ -137,7 +138,13 @@ impl Scene {
     }
 
     async fn tags(&self, repo: &str) -> Option<Page> {
-        self.mirror.tags(&repo.parse().unwrap(), None, 100).await.unwrap()
+        self.listed(repo).await.unwrap()
+    }
+
+    async fn listed(&self, repo: &str) -> Result<Option<Page>, MirrorError> {
+        let repo: RepoName = repo.parse().unwrap();
+        let asked = Asked { repo: &repo, registry: None, via: None, is_ours: false };
+        Ok(self.mirror.tags(&asked, None, 100).await?.map(|listed| listed.page))
     }
 }
 
@@ -300,14 +307,8 @@ async fn what_nobody_delivers_is_a_failure_and_not_absent() {
     scene.desk.network.hides(&[root]);
     let error = scene.manifest(&format!("ipfs/{root}"), "1").await.unwrap_err();
     assert!(matches!(&error, MirrorError::Dag(error) if error.is_fetch()), "{error}");
-    let error = scene.tags_error(&format!("ipfs/{root}")).await;
+    let error = scene.listed(&format!("ipfs/{root}")).await.unwrap_err();
     assert!(matches!(&error, MirrorError::Dag(error) if error.is_fetch()), "{error}");
-}
-
-impl Scene {
-    async fn tags_error(&self, repo: &str) -> MirrorError {
-        self.mirror.tags(&repo.parse().unwrap(), None, 100).await.unwrap_err()
-    }
 }
 
 #[tokio::test(start_paused = true)]
