@@ -303,4 +303,6 @@ fn first_line(text: &str) -> String {
 #[cfg(test)]
 mod mirror_tests;
 #[cfg(test)]
+mod names_tests;
+#[cfg(test)]
 mod tests;

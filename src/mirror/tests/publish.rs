@@ -272,3 +272,18 @@ async fn a_root_that_was_not_signed_yet_is_signed_at_the_end_and_put_at_the_star
     let (_commits, _publisher) = desk.publisher(false).await;
     assert_eq!(desk.network.takes(1).await.bytes(), &row.bytes);
 }
+
+#[tokio::test(start_paused = true)]
+async fn behind_the_last_sequence_nothing_is_signed_and_pushes_are_kept() {
+    let desk = Desk::new(Knows::Nothing);
+    let root = grow(&desk.tree, &["old"]).await;
+    let last = desk.record(u64::MAX, &root, 24);
+    desk.remember(&root, &last);
+    desk.network.knows(Knows::Record(last));
+    let (commits, publisher) = desk.publisher(false).await;
+    push(&commits, "new").await;
+    let is_told = || publisher.status().error.is_some_and(|error| error.contains("a new key is needed"));
+    until("it is told of", is_told).await;
+    assert_eq!(publisher.status().sequence, Some(u64::MAX));
+    assert_eq!(publisher.status().root, commits.root());
+}
