@@ -223,8 +223,8 @@ async fn who_was_refused_what_another_got_is_not_asked_again_for_a_while() {
     }
     let seen = upstream.seen();
     let refused = seen.iter().filter(|seen| seen.header("authorization").is_none()).count();
-    // Each of the two once, and ours before it knew what is asked of it.
-    assert!(refused <= 3, "{refused} requests without credentials: {seen:?}");
+    // Each of the two once, and once more to be told why, and ours before it knew what is asked of it.
+    assert!(refused <= 5, "{refused} requests without credentials: {seen:?}");
     assert!(daemons[0].log().contains("peer cannot go to the registry"), "{}", daemons[0].log());
 }
 

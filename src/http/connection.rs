@@ -123,7 +123,7 @@ impl Server {
         };
         // Whoever has gone already is not waited for; the others are given their time. A stop waits for those of HTTP/2
         // only, who say how much they can take while the last of an answer is on its way.
-        let lingering = tokio::time::timeout(LINGER_TIMEOUT, linger(socket));
+        let lingering = linger(socket);
         let _ = match protocol {
             Protocol::Http1 => stop.run_until_cancelled(lingering).await,
             Protocol::Http2 => Some(lingering.await),
@@ -134,11 +134,14 @@ impl Server {
     }
 }
 
-/// Ends the sending side, then reads what the client still sends until it ends too.
-async fn linger(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
-    socket.shutdown().await?;
-    tokio::io::copy(&mut socket.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await?;
-    Ok(())
+/// Ends the sending side, then reads what the client still sends until it ends too, for 5 s at most.
+pub(super) async fn linger(mut socket: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+    let read_out = async {
+        socket.shutdown().await?;
+        tokio::io::copy(&mut socket.take(LINGER_BYTES_MAX), &mut tokio::io::sink()).await?;
+        Ok(())
+    };
+    tokio::time::timeout(LINGER_TIMEOUT, read_out).await?
 }
 
 fn http1_builder(limits: &HttpLimits) -> http1::Builder {

@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Protocol, Socket};
+use super::connection::{Protocol, Socket, linger};
 use crate::config::{HttpLimits, TlsConfig};
 use crate::mirror::chain;
 use crate::tasks::Tasks;
@@ -87,7 +87,7 @@ impl Tls {
     }
 
     async fn handshake(&self, socket: Box<dyn Socket>) -> io::Result<(TlsStream<Box<dyn Socket>>, Protocol)> {
-        let _turn = self.handshakes.acquire().await.map_err(io::Error::other)?;
+        let turn = self.handshakes.acquire().await.map_err(io::Error::other)?;
         let acceptor = TlsAcceptor::from(self.config.borrow().clone());
         match acceptor.accept(socket).into_fallible().await {
             Ok(stream) => {
@@ -98,8 +98,10 @@ impl Tls {
                 if is_no_tls(&error) {
                     // Who spoke plain HTTP learns why it does not work; who spoke something else does not care.
                     let _ = socket.write_all(PLAIN_HTTP).await;
-                    let _ = socket.shutdown().await;
                 }
+                // Of TLS 1.3 a client has sent its request by now, and is to read the alert all the same.
+                drop(turn);
+                let _ = linger(socket).await;
                 Err(error)
             }
         }

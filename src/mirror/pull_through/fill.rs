@@ -201,7 +201,7 @@ impl Fill {
         let (id, repo) = (journal_id(&self.digest), self.repository.joined()?);
         let mut writing = self.cache.uploads.take_up(id, &repo, self.digest.algorithm()).await?;
         loop {
-            self.show(&writing, &Bytes::new());
+            self.resume(&writing);
             match self.receive(supply, &mut writing, id, stop).await {
                 Ok(Some(())) => (),
                 Ok(None) => {
@@ -353,12 +353,15 @@ impl Fill {
                 let skipped = chunk.split_to(chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX)));
                 skip -= skipped.len() as u64;
             }
+            if chunk.is_empty() {
+                continue;
+            }
             let received_bytes = writing.received_bytes + chunk.len() as u64;
             if let Some(known) = size_bytes.filter(|known| received_bytes > *known) {
                 return Err(MirrorError::WrongSize { digest: self.digest, known, stated: received_bytes });
             }
             writing.write(chunk.clone()).await?;
-            self.show(writing, &chunk);
+            self.show(writing, chunk.clone());
             if writing.received_bytes - writing.noted_bytes >= CHECKPOINT_BYTES {
                 writing.note(self.cache.uploads.journals(), id).await?;
             }
@@ -380,21 +383,26 @@ impl Fill {
         self.metrics.pulled_bytes(self.repository.host.as_str(), from.kind())
     }
 
-    /// Makes what was written readable. Without a chunk, what a run before this one has written.
-    fn show(&self, writing: &Writing, chunk: &Bytes) {
+    /// Makes readable what a run before this one has written.
+    fn resume(&self, writing: &Writing) {
+        let leaves = writing.file.leaves();
+        leaves.iter().for_each(|cid| self.keep.add(*cid));
+        let window = Window::resumed(leaves, writing.file.open_parts(), writing.received_bytes);
+        *lock(&self.window) = window;
+        self.state.send_modify(|state| state.received_bytes = writing.received_bytes);
+    }
+
+    /// Makes readable what was written with a chunk.
+    fn show(&self, writing: &Writing, chunk: Bytes) {
         let leaves = writing.file.leaves();
         {
             let mut window = lock(&self.window);
             leaves[window.leaves()..].iter().for_each(|cid| self.keep.add(*cid));
-            if chunk.is_empty() {
-                window.resume(leaves, writing.file.open_parts(), writing.received_bytes);
-            } else {
-                window.push(leaves, chunk.clone());
-            }
+            window.push(leaves, chunk);
         }
         self.state.send_modify(|state| {
             state.received_bytes = writing.received_bytes;
-            state.flows |= !chunk.is_empty();
+            state.flows = true;
         });
     }
 }

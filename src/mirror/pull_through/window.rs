@@ -31,13 +31,13 @@ impl Window {
         self.leaves.len()
     }
 
-    /// Takes over what a run before this one has written. `parts`: what came behind the leaves.
-    pub(super) fn resume(&mut self, leaves: &[Cid], parts: &[Bytes], received_bytes: u64) {
-        leaves.clone_into(&mut self.leaves);
-        self.tail_at = self.stored_bytes();
-        self.tail.extend(parts.iter().cloned());
-        self.tail_end = received_bytes;
-        self.trim();
+    /// What a run before this one has written: whole leaves, all of which are stored, and the parts that came behind.
+    pub(super) fn resumed(leaves: &[Cid], parts: &[Bytes], received_bytes: u64) -> Self {
+        let mut window = Self { leaves: leaves.to_vec(), ..Self::default() };
+        window.tail_at = window.stored_bytes();
+        window.tail.extend(parts.iter().cloned());
+        window.tail_end = received_bytes;
+        window
     }
 
     /// Takes a chunk that came, and all leaves that have been stored since the beginning.
@@ -81,5 +81,65 @@ impl Window {
             end = start;
         }
         Piece::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ipld::Block;
+    use crate::ipld::block::RAW;
+
+    const LEAVES_MAX: usize = 4;
+
+    fn byte(position: u64) -> u8 {
+        (position % 251) as u8
+    }
+
+    fn bytes(from: u64, to: u64) -> Bytes {
+        (from..to).map(byte).collect()
+    }
+
+    /// The byte that a reader gets; of a leaf in the store, the one that belongs there.
+    fn read(window: &Window, leaves: &[Cid], position: u64) -> Option<u8> {
+        match window.piece(position) {
+            Piece::Bytes(bytes) => bytes.first().copied(),
+            Piece::Leaf { cid, skip } => {
+                let n = leaves.iter().position(|leaf| *leaf == cid)?;
+                Some(byte((n * CHUNK_BYTES + skip) as u64))
+            }
+            Piece::Nothing => None,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn what_came_can_be_read_wherever_it_is(
+            before in 0..2 * CHUNK_BYTES,
+            chunks in prop::collection::vec((0..CHUNK_BYTES, any::<prop::sample::Index>()), 1..8),
+            positions in prop::collection::vec(any::<prop::sample::Index>(), 32),
+        ) {
+            let leaves: Vec<Cid> = (0..LEAVES_MAX as u8).map(|n| *Block::encode(RAW, vec![n].into()).cid()).collect();
+            let mut received = before as u64;
+            let mut stored = before / CHUNK_BYTES;
+            let tail = bytes((stored * CHUNK_BYTES) as u64, received);
+            let mut window = Window::resumed(&leaves[..stored], &[tail], received);
+            for (count, storing) in chunks {
+                let end = received + count as u64;
+                // Leaves are stored some time after their bytes came.
+                let whole = (usize::try_from(end).unwrap() / CHUNK_BYTES).min(LEAVES_MAX);
+                stored += storing.index(whole - stored + 1);
+                window.push(&leaves[..stored], bytes(received, end));
+                received = end;
+                for position in positions.iter().map(|position| position.index(received.max(1) as usize) as u64) {
+                    let wanted = (position < received).then(|| byte(position));
+                    prop_assert_eq!(read(&window, &leaves, position), wanted, "{} of {}", position, received);
+                }
+                prop_assert_eq!(read(&window, &leaves, received), None);
+            }
+        }
     }
 }
