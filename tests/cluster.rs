@@ -122,12 +122,12 @@ async fn another_takes_over_when_the_fetcher_gets(signal: Signal) {
             fill.from.as_deref() == Some("upstream=registry.example") && fill.received_bytes > 5 << 20
         })
     };
+    let tasks = Tasks::new();
     let pulls: Vec<_> = daemons
         .iter()
         .map(|daemon| {
-            let url = daemon.url(&format!("{PREFIXED}{layer}"));
-            let asked = daemon.client.get(url);
-            tokio::spawn(async move { asked.send().await?.bytes().await })
+            let asked = daemon.client.get(daemon.url(&format!("{PREFIXED}{layer}")));
+            tasks.spawn("pull", |_| async move { asked.send().await?.bytes().await })
         })
         .collect();
     let mut dead = None;
@@ -140,7 +140,7 @@ async fn another_takes_over_when_the_fetcher_gets(signal: Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 
     for (n, pull) in pulls.into_iter().enumerate().filter(|(n, _)| Some(*n) != dead) {
-        assert!(pull.await.unwrap().unwrap() == image.blobs[1], "{}", daemons[n].log());
+        assert!(pull.await.unwrap().unwrap().unwrap() == image.blobs[1], "{}", daemons[n].log());
     }
     let ranges: Vec<Option<String>> = upstream
         .seen()
