@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A cluster behind a shaped uplink: each byte crosses it once, whoever asks, dies or is slow, also while upstream is gone.
-# `21-cluster.sh killed slow` runs those scenes of cluster.py.
+# A cluster behind a shaped uplink: each byte crosses it once, also while upstream is gone. `21-cluster.sh eight killed slow
+# dead` runs the scenes whose bounds are not kept in every run on two cores.
 set -euo pipefail
 [ -n "${SHOAL_MOUNTS:-}" ] || SHOAL_MOUNTS=1 exec unshare -m "$0" "$@"
 . "$(dirname "$0")/lib.sh"
