@@ -213,6 +213,8 @@ async fn thousands_of_idle_connections_leave_room_for_one_that_works() {
 
 /// A blob that no buffers between server and client hold.
 const LARGE_BYTES: usize = 48 << 20;
+/// The same for a chunk of an upload.
+const CHUNK_BYTES: usize = 16 << 20;
 
 /// Waits until the daemon takes no new connection.
 async fn refuses(daemon: &Daemon) {
@@ -231,17 +233,20 @@ async fn a_stop_lets_downloads_and_uploads_finish_and_takes_no_new_connection() 
     let mut download = daemon.get(&format!("app/blobs/{digest}")).await.bytes_stream();
     let mut received = download.next().await.unwrap().unwrap().to_vec();
 
-    let small = random_bytes(2, 3_000_000);
+    let uploaded_bytes = random_bytes(2, 5 * CHUNK_BYTES);
+    let mut chunks = uploaded_bytes.chunks(CHUNK_BYTES).map(|chunk| Ok(chunk.to_vec()));
     let (mut sender, body) = futures::channel::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
     let opened = daemon.client.post(daemon.url("app/blobs/uploads/")).send().await.unwrap();
-    let at = format!("{}?digest={}", daemon.location(&opened), Digest::sha256(&small));
+    let at = format!("{}?digest={}", daemon.location(&opened), Digest::sha256(&uploaded_bytes));
     let upload = daemon.client.put(at).body(Body::wrap_stream(body)).send();
     let uploading = async {
-        sender.send(Ok(small[..1_000_000].to_vec())).await.unwrap();
-        sender.send(Ok(small[1_000_000..2_000_000].to_vec())).await.unwrap();
+        // Two are waiting to be sent: the first has been, and so the daemon has the request.
+        for chunk in chunks.by_ref().take(4) {
+            sender.send(chunk).await.unwrap();
+        }
         daemon.terminate();
         refuses(&daemon).await;
-        sender.send(Ok(small[2_000_000..].to_vec())).await.unwrap();
+        sender.send(chunks.next().unwrap()).await.unwrap();
         drop(sender);
     };
     let (uploaded, ()) = tokio::join!(upload, uploading);

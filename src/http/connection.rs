@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::{http1, http2};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -179,9 +180,13 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Sending>, Infallible> {
     let open = activity.request();
-    let mut request = request.map(|body| Body::new(Received::new(body, activity)));
+    let mut request = request.map(|body| Body::new(Received::new(body, activity.clone())));
     request.extensions_mut().insert(client);
-    let response = router.oneshot(request).await?;
+    let mut response = router.oneshot(request).await?;
+    if activity.ends_with_answer() {
+        // Else the client might send its next request just before it hears of the end.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| Sending::new(body, open)))
 }
 

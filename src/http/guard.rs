@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(super) struct Activity {
     moved_ms: AtomicU64,
     /// The same for the first byte of a request's header that is not complete; [`NONE`] between requests.
     header_ms: AtomicU64,
+    /// The last request has a body that was not read to its end.
+    unread: AtomicBool,
 }
 
 const NONE: u64 = u64::MAX;
@@ -40,7 +42,14 @@ impl Activity {
             open: AtomicUsize::new(0),
             moved_ms: AtomicU64::new(0),
             header_ms: AtomicU64::new(NONE),
+            unread: AtomicBool::new(false),
         })
+    }
+
+    /// Whether the connection has to end with the answer, since a body lies before the next request. Streams of HTTP/2 are
+    /// apart.
+    pub(super) fn ends_with_answer(&self) -> bool {
+        !self.http2 && self.unread.load(Ordering::Relaxed)
     }
 
     /// A request begins; it lasts until what is returned is dropped.
@@ -230,6 +239,7 @@ pub(super) struct Received {
 
 impl Received {
     pub(super) fn new(body: Incoming, activity: Arc<Activity>) -> Self {
+        activity.unread.store(!body.is_end_stream(), Ordering::Relaxed);
         Self { body, activity, alarm: None }
     }
 }
@@ -245,6 +255,9 @@ impl HttpBody for Received {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.activity.moved();
             self.alarm = None;
+            if frame.is_none() || self.body.is_end_stream() {
+                self.activity.unread.store(false, Ordering::Relaxed);
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)));
         }
         let timeout = self.activity.limits.body_stall_timeout;

@@ -66,6 +66,22 @@ async fn ask(connection: &mut DuplexStream) -> String {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_before_the_end_of_a_body_says_that_the_connection_ends() {
+    for (length, ends) in [(10, false), (4000, true)] {
+        let mut connection = connect(&Tasks::new(), Protocol::Http1);
+        let request = format!("PUT /upload HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        connection.write_all(request.as_bytes()).await.unwrap();
+        connection.write_all(&[0; 2000][..length.min(2000)]).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert!(connection.read_buf(&mut answer).await.unwrap() > 0);
+        }
+        let answer = String::from_utf8_lossy(&answer).to_lowercase();
+        assert_eq!(answer.contains("connection: close"), ends, "{answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_header_that_comes_byte_by_byte_ends_the_connection() {
     let limits = HttpLimits::default();
     let mut connection = connect(&Tasks::new(), Protocol::Http1);
