@@ -6,7 +6,8 @@ pub(super) mod graph;
 pub(super) mod progress;
 pub(super) mod pull;
 pub(super) mod push;
-pub(super) mod registry;
+pub(super) mod refusal;
+mod registry;
 pub(super) mod selection;
 pub(super) mod tar_writer;
 

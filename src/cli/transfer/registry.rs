@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::archive::Member;
+use super::refusal::{Refusal, refused};
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::{Digest, Reference, RepoName, Tag};
 use crate::tasks::Tasks;
@@ -27,7 +28,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// Bytes of a blob in one request; each has the whole time-out.
 const CHUNK_BYTES_MAX: u64 = 64 << 20;
 /// The longest error and the longest page of names, in bytes.
-const JSON_BYTES_MAX: usize = 16 << 20;
+pub(super) const JSON_BYTES_MAX: usize = 16 << 20;
 /// Names that a list may have in all.
 const NAMES_MAX: usize = 1_000_000;
 
@@ -385,7 +386,7 @@ async fn expect(
     if answer.status() == status { Ok(answer) } else { Err(refused(answer, what.to_owned()).await) }
 }
 
-async fn read_whole(
+pub(super) async fn read_whole(
     answer: Response<Incoming>,
     bytes_max: usize,
     what: &str,
@@ -398,52 +399,6 @@ async fn read_whole(
 
 fn not_understood(what: &str, why: &str) -> RegistryError {
     RegistryError::NotUnderstood { what: what.to_owned(), why: why.to_owned() }
-}
-
-/// What the daemon says, in the form of the specification ("Error Codes").
-struct Refusal {
-    status: StatusCode,
-    message: String,
-    /// Why a registry that it mirrors did not deliver.
-    detail: Option<String>,
-}
-
-impl Refusal {
-    async fn read(answer: Response<Incoming>, what: &str) -> Self {
-        #[derive(Deserialize)]
-        struct Errors {
-            errors: Vec<Error>,
-        }
-        #[derive(Deserialize)]
-        struct Error {
-            #[serde(default)]
-            message: String,
-            detail: Option<serde_json::Value>,
-        }
-        let status = answer.status();
-        let body = read_whole(answer, JSON_BYTES_MAX, what).await.unwrap_or_default();
-        match serde_json::from_slice::<Errors>(&body) {
-            Ok(Errors { errors }) if !errors.is_empty() => {
-                let detail = errors.iter().find_map(|error| error.detail.as_ref()?.as_str());
-                let detail = detail.map(str::to_owned);
-                let messages = errors.into_iter().map(|error| error.message).collect::<Vec<_>>();
-                Self { status, message: messages.join("; "), detail }
-            }
-            _ => Self { status, message: format!("the daemon answered {status}"), detail: None },
-        }
-    }
-
-    fn into_error(self, what: String) -> RegistryError {
-        let Self { status, message, detail } = self;
-        // The message of a mirror holds it already.
-        let detail = detail.filter(|detail| !message.contains(detail));
-        let message = detail.map_or(message.clone(), |detail| format!("{message}: {detail}"));
-        RegistryError::Refused { what, status, message }
-    }
-}
-
-async fn refused(answer: Response<Incoming>, what: String) -> RegistryError {
-    Refusal::read(answer, &what).await.into_error(what)
 }
 
 #[cfg(test)]

@@ -2,113 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod machine;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use common::daemon;
-use common::files::program_that_says;
+use machine::Machine;
 use proptest::prelude::*;
-use tempfile::TempDir;
 
 const MIRROR: &str = "http://127.0.0.1:5000";
-
-/// A machine: its files, and the engines that say their versions.
-struct Machine {
-    folder: TempDir,
-}
-
-/// What a command that has ended left.
-#[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Machine {
-    fn new() -> Self {
-        let folder = TempDir::new().unwrap();
-        fs::create_dir(folder.path().join("bin")).unwrap();
-        fs::create_dir_all(folder.path().join("root/etc")).unwrap();
-        Self { folder }
-    }
-
-    /// Has an engine that says `version`.
-    fn engine(self, program: &str, version: &str) -> Self {
-        program_that_says(&self.folder.path().join("bin").join(program), version);
-        self
-    }
-
-    /// Has a file; the path is absolute, as the engine knows it.
-    fn file(self, path: &str, text: &str) -> Self {
-        let path = self.path(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-        self
-    }
-
-    fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
-    }
-
-    fn path(&self, path: &str) -> PathBuf {
-        self.root().join(path.trim_start_matches('/'))
-    }
-
-    fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.path(path)).unwrap()
-    }
-
-    /// Every file and folder, with the text and mode of files.
-    fn tree(&self) -> BTreeMap<PathBuf, Option<(String, u32)>> {
-        let mut found = BTreeMap::new();
-        let mut folders = vec![self.root()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                let content = path.is_file().then(|| {
-                    (fs::read_to_string(&path).unwrap(), path.metadata().unwrap().permissions().mode())
-                });
-                if content.is_none() {
-                    folders.push(path.clone());
-                }
-                found.insert(path.strip_prefix(self.root()).unwrap().to_owned(), content);
-            }
-        }
-        found
-    }
-
-    fn run(&self, words: &str) -> Ended {
-        let output = Command::new(env!("CARGO_BIN_EXE_shoal"))
-            .args(words.split(' '))
-            .arg("--root")
-            .arg(self.root())
-            .env("PATH", self.folder.path().join("bin"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    /// `shoal setup` with the mirror, unasked.
-    fn setup(&self, words: &str) -> Ended {
-        let ended = self.run(&format!("setup {words} --mirror {MIRROR} --yes"));
-        assert_eq!(ended.code, Some(0), "{ended:?}");
-        ended
-    }
-
-    fn undo(&self, engine: &str) -> Ended {
-        let ended = self.run(&format!("setup {engine} --undo --yes"));
-        assert_eq!(ended.code, Some(0), "{ended:?}");
-        ended
-    }
-}
 
 const CONTAINERD: &str = "/etc/containerd/config.toml";
 const HUB: &str = "/etc/containerd/certs.d/docker.io/hosts.toml";
