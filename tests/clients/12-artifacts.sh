@@ -46,6 +46,14 @@ for digest in "$one" "$sbom" "$signature"; do
 done
 say "also at a reader who knows the name, and copied from there whole"
 
+KEY="" shoal_config m "" ""
+printf 'mirror: {defaultregistry: registry.example, registries: {registry.example: {upstream: "http://%s"}}}\n' "$a_registry" >>"$W/m/config.yaml"
+shoal_start m; at_m=$m_registry/library/app
+shows "$at_m:1" example/signature || fail "the mirror does not show the signature"
+expect_attached "$at_m@$sbom" example/sbom
+[ "$(skopeo list-tags --tls-verify=false "docker://$at_m" | jq -c .Tags)" = '["1"]' ] || fail "the mirror lists other tags"
+say "also at a mirror of the publisher"
+
 # A client from before the referrers API keeps a list of its own under a tag. What it attaches is in the API all the same.
 attach example/older "$at_a:1" --distribution-spec v1.1-referrers-tag; older=$DIGEST
 curl -s "http://$a_registry/v2/library/app/tags/list" | jq -e --arg tag "${one/:/-}" '.tags | index($tag)' >/dev/null ||

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Signatures of cosign and of notation: signed at the publisher, verified at a reader who knows its name.
+# Signatures of cosign and of notation: signed at the publisher, verified at a reader who knows its name and at a mirror.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"; offline "$@"
 scene "15: signatures"
@@ -43,7 +43,17 @@ quietly notation_ verify --insecure-registry "$at_a@$one"
 wait_for 20 "notation verifies at the reader" notation_ verify --insecure-registry "$at_b@$one"
 say "notation $(in_chroot forky dpkg-query -W -f '${Version}' notation | grep -Eo '^[0-9]+\.[0-9]+')"
 
+# A daemon of another network, which asks the publisher as it would any registry.
+KEY="" shoal_config m "" ""
+printf 'mirror: {defaultregistry: registry.example, registries: {registry.example: {upstream: "http://%s"}}}\n' "$a_registry" >>"$W/m/config.yaml"
+shoal_start m; at_m=$m_registry/library/app
+quietly cosign_verifies ours "$at_m:1"
+quietly notation_ verify --insecure-registry "$at_m@$one"
+say "both verify at a mirror of the publisher"
+
 shoal_stop a
 quietly cosign_verifies ours "$at_b:1"
 quietly notation_ verify --insecure-registry "$at_b@$one"
-say "both verify at the reader when the publisher is gone"
+quietly cosign_verifies ours "$at_m:1"
+quietly notation_ verify --insecure-registry "$at_m@$one"
+say "both verify at the reader, and at the mirror, when the publisher is gone"
