@@ -98,11 +98,20 @@ impl Gossiper {
         Self { control, asked, heard, joined, commands, _tasks: tasks }
     }
 
-    /// Dials a daemon; returns when it has come to the topic.
+    /// Dials a daemon; returns when each of the two has seen the other on the topic: from then on what either hears is
+    /// passed on.
     pub async fn meets(&mut self, daemon: &Daemon) {
+        let seen = || daemon.status().node.pubsub_peers;
+        let before = seen();
         self.commands.send(Command::Dial(daemon.address.parse().unwrap())).await.ok().unwrap();
         let joined = tokio::time::timeout(PATIENCE, self.joined.recv()).await;
         assert_eq!(joined.expect("the daemon comes to the topic"), Some(peer_of(daemon)));
+        let is_seen = async {
+            while seen() <= before {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, is_seen).await.is_ok(), "never seen: {}", daemon.log());
     }
 
     pub async fn say(&self, value: Vec<u8>) {
