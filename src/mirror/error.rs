@@ -209,9 +209,9 @@ impl MirrorError {
         }
     }
 
-    /// Whether it took so long that another try is not worth the wait.
-    pub(super) fn is_timeout(&self) -> bool {
-        matches!(self, Self::Upstream(error) if error.is_timeout())
+    /// Whether another try is not worth the wait: this one took all its time, or the next would not be made.
+    pub(super) fn is_lasting(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_timeout() || error.is_rest())
     }
 
     /// Whether another try may go better.

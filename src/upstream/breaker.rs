@@ -32,6 +32,8 @@ pub(super) struct Breaker {
     /// Rests since the last success.
     rests: u32,
     rests_until: Option<Instant>,
+    /// A rest is over, and one request tries.
+    is_probed: bool,
     hung_until: Option<Instant>,
     last: Option<String>,
     manifests: Option<Asked>,
@@ -51,6 +53,8 @@ pub(super) struct Rest {
     pub(super) wait: Duration,
     /// Why.
     pub(super) last: String,
+    /// One request tries it: its outcome is worth a moment's wait.
+    pub(super) is_probed: bool,
 }
 
 impl Breaker {
@@ -58,14 +62,16 @@ impl Breaker {
     /// the others wait for its outcome.
     pub(super) fn may_ask(&mut self, now: Instant, kind: Kind, patience: Duration) -> Result<Duration, Rest> {
         if let Some(Asked { until, said }) = self.asked(kind).as_ref().filter(|asked| now < asked.until) {
-            return Err(Rest { wait: *until - now, last: said.clone() });
+            return Err(Rest { wait: *until - now, last: said.clone(), is_probed: false });
         }
         if let Some(until) = self.rests_until {
             if now < until {
-                return Err(Rest { wait: until - now, last: self.last.clone().unwrap_or_default() });
+                let last = self.last.clone().unwrap_or_default();
+                return Err(Rest { wait: until - now, last, is_probed: self.is_probed });
             }
             // This one tries; who comes while it does is told to wait.
             self.rests_until = Some(now + REST);
+            self.is_probed = true;
         }
         let hangs = self.hung_until.is_some_and(|until| now < until);
         Ok(if hangs { patience.min(HUNG_PATIENCE) } else { patience })
@@ -79,6 +85,7 @@ impl Breaker {
 
     pub(super) fn failed(&mut self, now: Instant, error: String) {
         self.failures = self.failures.saturating_add(1);
+        self.is_probed = false;
         self.last = Some(error);
         if self.failures >= FAILURES_MAX {
             self.rests = self.rests.saturating_add(1);
@@ -100,7 +107,7 @@ impl Breaker {
         let until = now + rest.min(REST_MAX);
         *self.asked(kind) = Some(Asked { until, said });
         // It answers: who waits for that to show may try.
-        self.rests_until = None;
+        (self.rests_until, self.is_probed) = (None, false);
     }
 
     pub(super) fn is_resting(&self, now: Instant, kind: Kind) -> bool {
@@ -144,11 +151,13 @@ mod tests {
             breaker.failed(now, "down".to_owned());
         }
         assert_eq!(ask(&mut breaker, now), Err(REST));
+        assert!(!breaker.may_ask(now, Kind::Blob, PATIENCE).unwrap_err().is_probed);
         now += REST;
         assert_eq!(ask(&mut breaker, now), Ok(PATIENCE), "one may try");
-        assert!(ask(&mut breaker, now).is_err(), "the others wait");
+        assert!(breaker.may_ask(now, Kind::Blob, PATIENCE).unwrap_err().is_probed, "the others wait");
         breaker.failed(now, "down".to_owned());
         assert_eq!(ask(&mut breaker, now), Err(2 * REST));
+        assert!(!breaker.may_ask(now, Kind::Blob, PATIENCE).unwrap_err().is_probed, "it is known");
         now += 2 * REST;
         ask(&mut breaker, now).unwrap();
         breaker.succeeded();
@@ -160,7 +169,7 @@ mod tests {
     fn a_rest_that_is_asked_for_is_kept_within_bounds_and_by_that_kind_of_request_alone() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         breaker.asked_for_rest(now, Kind::Manifest, "429".to_owned(), Duration::from_secs(7));
-        let rest = Rest { wait: Duration::from_secs(7), last: "429".to_owned() };
+        let rest = Rest { wait: Duration::from_secs(7), last: "429".to_owned(), is_probed: false };
         assert_eq!(breaker.may_ask(now, Kind::Manifest, PATIENCE), Err(rest));
         assert_eq!(breaker.may_ask(now, Kind::Blob, PATIENCE), Ok(PATIENCE));
         breaker.succeeded();

@@ -5,11 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
-use tokio::time::{Instant, timeout};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use super::auth::{Auth, Challenge};
-use super::breaker::{Breaker, Kind};
+use super::breaker::{Breaker, Kind, Rest};
 use super::client::{Connector, Get, HttpClient};
 use super::credentials::Logins;
 use super::{Refuser, Said, UpstreamError};
@@ -18,6 +19,8 @@ use crate::oci::{Host, RepoName};
 
 /// What 429 without `Retry-After` is taken to mean.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(10);
+/// How long a request waits for the outcome of one that finds out whether a rest did any good.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
 /// Docker Hub's: pulls that are left, and of how many, such as `76;w=21600`.
 const RATE_REMAINING: &str = "ratelimit-remaining";
 const RATE_LIMIT: &str = "ratelimit-limit";
@@ -30,6 +33,8 @@ pub(super) struct Endpoint {
     client: HttpClient,
     auth: Auth,
     state: Mutex<State>,
+    /// Something became known of it.
+    settled: Notify,
 }
 
 /// What is asked below `/v2/REPO/`.
@@ -100,7 +105,14 @@ impl Endpoint {
         let logins = Logins::new(host.clone(), config.credentials.clone());
         let plain_http = config.insecure || url.scheme() == "http";
         let auth = Auth::new(host.clone(), client.clone(), logins, plain_http);
-        Self { host: host.clone(), base: Base::new(url), client, auth, state: Mutex::default() }
+        Self {
+            host: host.clone(),
+            base: Base::new(url),
+            client,
+            auth,
+            state: Mutex::default(),
+            settled: Notify::new(),
+        }
     }
 
     /// Asks. `Ok(None)`: it is not there. Token, redirects and all, the header of the answer is waited for no longer
@@ -111,12 +123,7 @@ impl Endpoint {
         patience: Duration,
     ) -> Result<Option<Response>, UpstreamError> {
         let kind = ask.kind();
-        let may_ask = self.state().breaker.may_ask(Instant::now(), kind, patience);
-        let patience = may_ask.map_err(|rest| UpstreamError::Resting {
-            host: self.host.clone(),
-            wait: rest.wait,
-            last: rest.last,
-        })?;
+        let patience = self.admit(kind, patience).await?;
         let late = |_| Err(UpstreamError::Timeout { host: self.host.clone(), waited: patience });
         let outcome = match timeout(patience, self.try_get(ask)).await.unwrap_or_else(late) {
             Ok(response) => self.judge(response).await,
@@ -136,7 +143,28 @@ impl Endpoint {
             Err(UpstreamError::Credentials { .. } | UpstreamError::NotPublic { .. }) => (),
             _ => state.breaker.succeeded(),
         }
+        drop(state);
+        self.settled.notify_waiters();
         outcome
+    }
+
+    /// How long an answer may be waited for. While one request finds out whether a rest did any good, the others wait: to be
+    /// refused would send them elsewhere for what is here in a moment.
+    async fn admit(&self, kind: Kind, patience: Duration) -> Result<Duration, UpstreamError> {
+        let begun = Instant::now();
+        loop {
+            let settled = self.settled.notified();
+            let left = patience.saturating_sub(begun.elapsed());
+            let Rest { wait, last, is_probed } =
+                match self.state().breaker.may_ask(Instant::now(), kind, left) {
+                    Ok(patience) => return Ok(patience),
+                    Err(rest) => rest,
+                };
+            let until = begun + patience.min(PROBE_WAIT);
+            if !is_probed || timeout_at(until, settled).await.is_err() {
+                return Err(UpstreamError::Resting { host: self.host.clone(), wait, last });
+            }
+        }
     }
 
     async fn try_get(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {

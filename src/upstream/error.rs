@@ -73,6 +73,11 @@ impl UpstreamError {
         matches!(self, Self::Timeout { .. } | Self::Stalled { .. })
     }
 
+    /// Whether the registry was not even asked, since it failed so often.
+    pub fn is_rest(&self) -> bool {
+        matches!(self, Self::Resting { .. })
+    }
+
     /// Whether our credentials are the cause, or the lack of them: others may have better ones.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::Credentials { .. })

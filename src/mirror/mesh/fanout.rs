@@ -28,6 +28,11 @@ impl Followers {
         Ok(())
     }
 
+    /// Whether one of these follows: what comes by it would wait for itself.
+    pub(in crate::mirror) fn include_any(&self, peers: &[Peer]) -> bool {
+        peers.iter().any(|peer| self.0.contains(peer))
+    }
+
     /// One stream of a peer has ended.
     pub(in crate::mirror) fn leave(&mut self, peer: &Peer) {
         if let Some(at) = self.0.iter().position(|follower| follower == peer) {
@@ -145,6 +150,8 @@ mod tests {
     fn who_follows_already_may_ask_for_more() {
         let mut followers = Followers::default();
         (0..FANOUT).for_each(|n| followers.admit(&peer(n)).unwrap());
+        assert!(followers.include_any(&[peer(9), peer(0)]));
+        assert!(!followers.include_any(&[peer(9)]));
         followers.admit(&peer(0)).unwrap();
         assert_eq!(followers.admit(&peer(9)).unwrap_err(), (0..FANOUT).map(peer).collect::<Vec<_>>());
         followers.leave(&peer(0));

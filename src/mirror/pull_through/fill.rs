@@ -58,7 +58,7 @@ pub(super) struct Fill {
     refused: Arc<AtomicBool>,
     /// Clients have bytes of it that were not held to the digest yet.
     released: AtomicBool,
-    followers: Mutex<Followers>,
+    followers: Arc<Mutex<Followers>>,
     metrics: Metrics,
 }
 
@@ -93,7 +93,7 @@ impl Fill {
             is_of_upstream_alone: supply.mesh.is_none() || supply.is_for_peer,
             refused: supply.refused.clone(),
             released: AtomicBool::new(false),
-            followers: Mutex::default(),
+            followers: supply.followers.clone(),
             metrics,
         }
     }
@@ -285,7 +285,7 @@ impl Fill {
             };
             barren_tries = if writing.received_bytes > before { 0 } else { barren_tries + 1 };
             let tries_max = match writing.received_bytes {
-                _ if error.is_timeout() => 1,
+                _ if error.is_lasting() => 1,
                 0 => FIRST_TRIES_MAX,
                 _ => BARREN_TRIES_MAX,
             };
@@ -329,6 +329,8 @@ impl Fill {
         if size_bytes.is_some_and(|size_bytes| size_bytes > 0 && writing.received_bytes == size_bytes) {
             return Ok(Tried::Whole);
         }
+        // Who asks meanwhile is not let follow a source that is no more: it may be looking for us.
+        self.state.send_modify(|state| (state.from, state.path) = (None, Arc::default()));
         let Some(opened) = supply.open(writing.received_bytes).await? else { return Ok(Tried::Absent) };
         let Opened { size_bytes: stated, at, from, path, bytes } = opened;
         if let (Some(known), Some(stated)) = (size_bytes, stated)

@@ -1,15 +1,15 @@
 //! Where the bytes of a fill come from: peers of the mesh that have them, or one of us that goes upstream.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use super::super::mesh::{Answer, Candidate, Hop, Key, Mesh, Unable};
+use super::super::mesh::{Answer, Candidate, Followers, Hop, Key, Mesh, Unable};
 use super::super::{MirrorError, Origin, chain};
 use super::pace::{Pace, Paces};
 use crate::ipfs::Peer;
@@ -49,6 +49,8 @@ pub(super) struct Supply {
     shunned: Vec<Peer>,
     /// The registry refused us.
     pub(super) refused: Arc<AtomicBool>,
+    /// The peers that follow the fill.
+    pub(super) followers: Arc<Mutex<Followers>>,
     /// The peers whose bytes are in the fill.
     served_by: HashSet<Peer>,
     /// Some of them had the bytes from others.
@@ -106,6 +108,7 @@ impl Supply {
             upstream,
             mesh,
             refused: Arc::default(),
+            followers: Arc::default(),
             served_by: HashSet::new(),
             relayed: false,
             forgeries: 0,
@@ -166,6 +169,10 @@ impl Supply {
                             mesh.suspect(&peer);
                         }
                     }
+                    // It follows one that began to wait for us meanwhile.
+                    Ok(Answer::Bytes { path, .. }) if self.would_follow_itself(&path) => {
+                        tracing::debug!(%peer, digest = %self.digest, "peer has the blob by way of ourselves: left out");
+                    }
                     Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
                         self.are_unable(&refused);
                         let opened = self.opened_at_peer(peer, size_bytes, at, bytes, path);
@@ -173,8 +180,7 @@ impl Supply {
                     }
                     Ok(Answer::Refer(peers)) => {
                         others_ask |= peers.is_empty();
-                        is_coming |=
-                            self.mesh.as_ref().is_some_and(|mesh| mesh.is_meant_more(&peer, self.key()));
+                        is_coming |= self.askable().is_some_and(|mesh| mesh.is_meant_more(&peer, self.key()));
                         let held = peers.into_iter().map(|peer| Candidate::Peer(peer, Hop::Held));
                         held.rev().for_each(|candidate| queue.push_front(candidate));
                     }
@@ -240,6 +246,10 @@ impl Supply {
         if let Some(mesh) = &self.mesh {
             mesh.are_unable(peers, &self.repository.host);
         }
+    }
+
+    fn would_follow_itself(&self, path: &[Peer]) -> bool {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner).include_any(path)
     }
 
     fn key(&self) -> Key {
