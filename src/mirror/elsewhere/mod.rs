@@ -227,7 +227,7 @@ impl Inner {
         .await
     }
 
-    /// A layout has no place for referrers.
+    /// A layout has no place for referrers: those among the manifests that its index names count.
     pub(super) async fn referrers_elsewhere(
         &self,
         address: &Address,
@@ -237,10 +237,16 @@ impl Inner {
         limit: usize,
     ) -> Result<Referrers, MirrorError> {
         let found = self.in_budget(address, async {
-            let Some(Place::Registry { root, repo }) = self.place_of(address).await? else {
-                return Ok(None);
-            };
-            self.referrers_at(&root, &repo, subject, artifact_type, last, limit).await.map(Some)
+            match self.place_of(address).await? {
+                None => Ok(None),
+                Some(Place::Registry { root, repo }) => {
+                    self.referrers_at(&root, &repo, subject, artifact_type, last, limit).await.map(Some)
+                }
+                Some(place @ Place::Layout { .. }) => {
+                    let all = self.referrers_in_layout(&place, subject).await?;
+                    Ok(Some(Referrers::of(all, artifact_type, last, limit)))
+                }
+            }
         });
         Ok(found.await?.unwrap_or_default())
     }
