@@ -134,6 +134,8 @@ pub trait Ipfs: Send + Sync + 'static {
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError>;
     /// Puts a record, ours or one that we keep alive; returns when enough peers hold it.
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError>;
+    /// Has records of this name told of that peers put to us, from now on. What does not know of it tells of none.
+    async fn follow(&self, _name: &IpnsName) {}
     /// The peers that share pulled-through images with us: trusted, connected, and daemons like this one. Sorted. The
     /// value changes as they come and go.
     fn mesh(&self) -> watch::Receiver<Arc<[Peer]>>;

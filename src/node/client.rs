@@ -289,6 +289,11 @@ impl Ipfs for NodeClient {
         Ok(())
     }
 
+    async fn follow(&self, name: &IpnsName) {
+        // Who asks a node that has ended is told so by what comes next.
+        let _ = self.send(Command::Follow(*name)).await;
+    }
+
     fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
         self.mesh.clone()
     }

@@ -54,12 +54,16 @@ pub(super) enum Command {
         behind: Vec<PeerId>,
     },
     Provide(Vec<Cid>),
+    /// One more name whose records are told of; it has no topic.
+    Follow(IpnsName),
     Dial {
         address: Multiaddr,
         reply: oneshot::Sender<Result<(), IpfsError>>,
     },
 }
 
+/// Names that are followed, those that others lead to included.
+const FOLLOWED_MAX: usize = 4096;
 /// Addresses of a peer that are taken in, of those where it was reached and of those that it tells.
 const DIALLED_MAX: usize = 8;
 const TOLD_MAX: usize = 32;
@@ -196,6 +200,12 @@ impl EventLoop {
             Command::PutRecord { record, reply } => self.put_record(&record, &reply),
             Command::Found { record, behind } => self.on_found(&record, behind),
             Command::Provide(roots) => self.provide(&roots),
+            Command::Follow(name) if self.followed.len() < FOLLOWED_MAX => {
+                self.followed.insert(name);
+            }
+            Command::Follow(name) => {
+                tracing::warn!(ipns = %name, "too many names are followed: it is polled only")
+            }
             Command::Dial { address, reply } => {
                 let dialled = self.swarm.dial(address.clone());
                 let outcome = dialled.map_err(|error| IpfsError::NoPeers(format!("{address}: {error}")));
