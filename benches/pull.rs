@@ -62,6 +62,7 @@ impl Fixture {
             keypair: Keypair::generate_ed25519(),
             fresh: true,
             record_validity: Duration::from_secs(48 * 3600),
+            former: Vec::new(),
         };
         let config = MirrorConfig {
             signer: Some(signer),

@@ -87,6 +87,52 @@ pub struct Own {
     /// `pending`, `published` or `blocked`.
     pub state: String,
     pub error: Option<String>,
+    /// Absent unless publishing is blocked.
+    #[serde(default)]
+    pub other_writer: Option<OtherWriter>,
+    /// Names that were given up for this one and lead to it, the oldest first.
+    #[serde(default)]
+    pub former_names: Vec<String>,
+}
+
+/// What another daemon has published with the same key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OtherWriter {
+    pub sequence: u64,
+    /// `/ipfs/<cid>`, or `/ipns/<name>` if it gave the name up.
+    pub value: String,
+    pub valid_until: String,
+}
+
+/// `POST /v0/name/adopt`. `POST /v0/publish` and `POST /v0/name/overwrite` answer [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Adopted {
+    pub own: Own,
+    /// Tags that pointed elsewhere in both trees; at most 10,000 are listed.
+    pub conflicts: Vec<TagConflict>,
+    /// Files that nobody delivered: they are fetched when they are asked for.
+    pub missing_files: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TagConflict {
+    pub repository: String,
+    pub tag: String,
+    /// The digest that it points to from now on.
+    pub ours: String,
+    /// The digest that it pointed to in the other tree.
+    pub theirs: String,
+}
+
+/// `POST /v0/key/rotate?name=…`; without a name, the key that is published under.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The name in force.
+    pub name: String,
+    /// The name that leads to it.
+    pub former_name: String,
+    /// What the old key is called now.
+    pub former_key: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -105,6 +151,12 @@ pub struct Readonly {
     /// Since the root was taken over.
     pub root_age_s: Option<u64>,
     pub error: Option<String>,
+    /// The name that this one was given up for, and that is read in its place.
+    #[serde(default)]
+    pub moved_to: Option<String>,
+    /// Since a record on the way to the root expired: what is served may be out of date.
+    #[serde(default)]
+    pub expired_for_s: Option<u64>,
 }
 
 /// How far it has come.

@@ -16,6 +16,7 @@ use crate::auth::{Auth, AuthError};
 use crate::config::{Config, FollowMode, Name, Net, SELF_SIGNED_FOLDER};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
+use crate::http::describe::{describe_fill, describe_followed, describe_own};
 use crate::http::listen::{self, ListenError};
 use crate::http::peer;
 use crate::http::public::public;
@@ -26,12 +27,12 @@ use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::metrics::Metrics;
 use crate::mirror::{
-    FillStatus, FollowedStatus, Mirror, MirrorConfig, MirrorError, OwnStatus, PublishState,
-    PullThroughConfig, PullThroughStatus, Signer, chain,
+    Mirror, MirrorConfig, MirrorError, PublishError, PublishState, PullThroughConfig, PullThroughStatus,
+    Signer, chain,
 };
 use crate::naming::{Naming, NamingError};
 use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
-use crate::store::{CACHE_FOLDER, Store, StoreError, StoreOptions, off_thread};
+use crate::store::{CACHE_FOLDER, FormerName, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamError, UpstreamStatus, Upstreams};
 
@@ -152,6 +153,8 @@ struct Running {
     servers: Tasks,
     /// The URL of the registry.
     registry: String,
+    keystore: Keystore,
+    write_key: Option<String>,
     started_at: Instant,
 }
 
@@ -170,6 +173,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
     let store = store.map_err(DaemonError::Store)?;
     let keystore = Keystore::open(&config.store.root_directory)?;
+    let former = finish_rotation(&keystore, &store, &config)?;
     let (identity, fresh) = keystore.get_or_generate(SELF)?;
     let tls = match &config.http.tls {
         Some(tls) => {
@@ -179,12 +183,13 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         }
         None => None,
     };
-    let signer = signer(&keystore, &config, fresh)?;
+    let signer = signer(&keystore, &config, fresh, &former)?;
     let readonly = readonly(&keystore, &config)?;
     let metrics = Metrics::default();
     let pull_through = pull_through(&config, &identity, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
     let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
+    let names = names.chain(former.iter().map(|former| former.name)).chain(moved(&store, &readonly)?);
     let node_config = node_config(&config, names.collect())?;
     let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
     let mirror_config = mirror_config(&config, signer, readonly, pull_through)?;
@@ -199,6 +204,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         tasks: tasks.clone(),
         servers: servers.clone(),
         registry: registry_url,
+        keystore,
+        write_key: config.names.write_key.clone(),
         started_at: Instant::now(),
     });
     let gateway = peer::gateway::gateway(mirror.clone());
@@ -276,14 +283,55 @@ async fn pull_through(
     }))
 }
 
-fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
+/// The names that were given up. A rotation that was decided when the daemon ended is ended first.
+fn finish_rotation(
+    keystore: &Keystore,
+    store: &Store,
+    config: &Config,
+) -> Result<Vec<FormerName>, DaemonError> {
+    let former = store.state().former_names().map_err(DaemonError::Store)?;
+    let Some(key) = &config.names.write_key else { return Ok(former) };
+    // A key that is not there is complained of where it is needed.
+    let Ok(name) = keystore.resolve_name(key) else { return Ok(former) };
+    if let Some(moved) = former.iter().find(|former| former.name == name)
+        && let Some(aside) = keystore.finish_rotation(key, &moved.moved_to)?
+    {
+        tracing::info!(key, aside, "a rotation of the key that was broken off is ended");
+    }
+    Ok(former)
+}
+
+/// The names that those that are followed were given up for, as far as they are known.
+fn moved(store: &Store, readonly: &[(IpnsName, FollowMode)]) -> Result<Vec<IpnsName>, DaemonError> {
+    let mut names = Vec::new();
+    for (name, _) in readonly {
+        let row = store.state().followed(name).map_err(DaemonError::Store)?;
+        names.extend(row.iter().flat_map(|row| row.moved.iter().map(|moved| moved.name)));
+    }
+    Ok(names)
+}
+
+fn signer(
+    keystore: &Keystore,
+    config: &Config,
+    self_is_fresh: bool,
+    former: &[FormerName],
+) -> Result<Option<Signer>, DaemonError> {
     let Some(name) = &config.names.write_key else { return Ok(None) };
     let wrong = |source| DaemonError::Name { key: "writeipnskey".to_owned(), source };
     let dir = config.store.root_directory.join("keystore");
     let unknown = || KeystoreError::Missing { name: name.clone(), dir };
     let keypair = keystore.get(name).and_then(|key| key.ok_or_else(unknown)).map_err(wrong)?;
     let fresh = self_is_fresh && name == SELF;
-    Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity }))
+    let mut keys = Vec::with_capacity(former.len());
+    // A file that is no key is of no concern where none is looked for.
+    let all = if former.is_empty() { Vec::new() } else { keystore.list()? };
+    for (name, ipns) in all {
+        if former.iter().any(|former| former.name == ipns) {
+            keys.extend(keystore.get(&name)?);
+        }
+    }
+    Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity, former: keys }))
 }
 
 fn readonly(keystore: &Keystore, config: &Config) -> Result<Vec<(IpnsName, FollowMode)>, DaemonError> {
@@ -312,59 +360,6 @@ impl Running {
         let addresses: Vec<String> = self.node.listen_addresses().iter().map(ToString::to_string).collect();
         let ipns = self.mirror.status().own.map(|own| own.name.to_string()).unwrap_or_default();
         format!("ready registry={} p2p={} ipns={ipns}", self.registry, addresses.join(","))
-    }
-}
-
-fn describe_own(own: OwnStatus) -> api::Own {
-    let state = match own.state {
-        PublishState::Pending => "pending",
-        PublishState::Published => "published",
-        PublishState::Blocked => "blocked",
-    };
-    api::Own {
-        name: own.name.to_string(),
-        root: own.root.to_string(),
-        sequence: own.sequence,
-        published_at: own.published_at.map(|at| at.to_string()),
-        state: state.to_owned(),
-        error: own.error,
-    }
-}
-
-fn describe_followed(followed: FollowedStatus) -> api::Readonly {
-    let seconds = |duration: Duration| duration.as_secs();
-    let replica = followed.replica;
-    api::Readonly {
-        name: followed.name.to_string(),
-        follow: match followed.mode {
-            FollowMode::None => "none",
-            FollowMode::Tags => "tags",
-            FollowMode::All => "all",
-        }
-        .to_owned(),
-        replica: api::Replica {
-            whole: replica.is_whole,
-            blobs: replica.blobs,
-            blobs_held: replica.blobs_held,
-            received_bytes: replica.received_bytes,
-            error: replica.error,
-        },
-        root: followed.root.map(|root| root.to_string()),
-        sequence: followed.sequence,
-        valid_until: followed.valid_until.map(|until| until.to_string()),
-        record_age_s: followed.record_age.map(seconds),
-        root_age_s: followed.root_age.map(seconds),
-        error: followed.error,
-    }
-}
-
-fn describe_fill(fill: FillStatus) -> api::Fill {
-    api::Fill {
-        repository: fill.repository.to_string(),
-        digest: fill.digest.to_string(),
-        size_bytes: fill.size_bytes,
-        received_bytes: fill.received_bytes,
-        from: fill.from.map(|from| from.to_string()),
     }
 }
 
@@ -436,6 +431,35 @@ impl Daemon for Running {
                 sequence: record.sequence(),
                 valid_until: record.valid_until().to_string(),
             })
+        })
+    }
+
+    fn rotate(
+        &self,
+        name: Option<String>,
+    ) -> Pin<Box<dyn Future<Output = Result<api::Rotated, String>> + Send + '_>> {
+        Box::pin(async move {
+            let Some(key) = self.write_key.clone() else { return Err(chain(&MirrorError::ReadOnly)) };
+            if let Some(name) = name.filter(|name| *name != key) {
+                return Err(format!(
+                    "key {name:?} is not published under: this daemon publishes under {key:?}"
+                ));
+            }
+            let own = self.mirror.status().own.ok_or_else(|| chain(&MirrorError::ReadOnly))?;
+            if own.state == PublishState::Blocked {
+                return Err(chain(&MirrorError::Rotate(PublishError::Blocked)));
+            }
+            let former_name = own.name.to_string();
+            let on_disk = |error: KeystoreError| chain(&error);
+            let (keystore, of) = (self.keystore.clone(), key.clone());
+            let successor = off_thread(move || Ok(keystore.successor(&of))).await;
+            let successor = successor.map_err(|error| chain(&error))?.map_err(on_disk)?;
+            let own = self.mirror.rotate(successor).await.map_err(|error| chain(&error))?;
+            // What is left to be done from here on, the next start does as well.
+            let keystore = self.keystore.clone();
+            let rotated = off_thread(move || Ok(keystore.rotate(&key))).await;
+            let former_key = rotated.map_err(|error| chain(&error))?.map_err(on_disk)?;
+            Ok(api::Rotated { name: own.name.to_string(), former_name, former_key })
         })
     }
 

@@ -64,7 +64,7 @@
 //!
 //! * Absence is `Ok(None)`, failure is `Err`. "Not found" is said only when every source said so.
 //! * One owner for each changing thing: the event loop has the swarm, `mirror/commit.rs` the own root,
-//!   `mirror/publish.rs` its record, a task per name what is followed. No lock is held across an await.
+//!   `mirror/publish` its record, a task per name what is followed. No lock is held across an await.
 //! * Bytes are verified where they enter: a block at [`ipld::Block::verify`], a blob before its commit, a record before it
 //!   is stored or believed. Inside, the types are trusted.
 //! * Everything has a bound, with its unit in its name.

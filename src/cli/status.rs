@@ -1,11 +1,11 @@
-//! What the running daemon says of itself, or does when asked: `id`, `status`, `name`, `gc`.
+//! What the running daemon says of itself, or does when asked: `id`, `status`, `gc`.
 
 use std::fmt::Write as _;
 
 use hyper::Method;
 use indicatif::HumanBytes;
 
-use super::client::{ask, encoded};
+use super::client::ask;
 use super::transfer::progress::short;
 use super::{CommandError, Which, print};
 use crate::api;
@@ -34,24 +34,6 @@ pub(super) fn id(which: &Which, json: bool) -> Result<(), CommandError> {
     print(&format!("ipns     {}", status.own.map_or_else(|| "none: read-only".to_owned(), |own| own.name)));
     status.node.addresses.iter().for_each(|address| print(&format!("address  {address}")));
     Ok(())
-}
-
-pub(super) fn resolve(which: &Which, name: &str) -> Result<(), CommandError> {
-    let resolved: api::Resolved = ask(which, &Method::GET, &format!("/v0/resolve?name={}", encoded(name)))?;
-    print(&resolved.value);
-    Ok(())
-}
-
-pub(super) fn publish(which: &Which, overwrite: bool) -> Result<(), CommandError> {
-    let status: api::Status = ask(which, &Method::POST, &format!("/v0/publish?overwrite={overwrite}"))?;
-    let Some(own) = status.own else { return Ok(()) };
-    match own.error {
-        Some(error) => Err(anyhow::anyhow!("not published: {error}").into()),
-        None => {
-            print(&format!("{} /ipfs/{} sequence {}", own.name, own.root, own.sequence.unwrap_or_default()));
-            Ok(())
-        }
-    }
 }
 
 pub(super) fn collect_garbage(which: &Which, json: bool) -> Result<(), CommandError> {
@@ -96,6 +78,34 @@ fn mirrored(status: &api::Status) -> String {
         let (repository, received) = (&fill.repository, HumanBytes(fill.received_bytes));
         let _ = writeln!(text, "fill       {repository} {digest}, {received} of {size} from {from}");
     }
+    text
+}
+
+/// A name that is followed: what is served of it, and whether that is still in force.
+fn followed(followed: &api::Readonly) -> String {
+    let mut text = String::new();
+    let root = followed.root.as_deref().unwrap_or("not known yet");
+    let age =
+        |age: Option<u64>| age.map_or_else(|| "before this run".to_owned(), |age| format!("{age} s ago"));
+    let (name, taken) = (&followed.name, age(followed.root_age_s));
+    let _ = writeln!(text, "readonly   {name}\n           {root}, taken over {taken}");
+    if let Some(sequence) = followed.sequence {
+        let confirmed = age(followed.record_age_s);
+        let _ = writeln!(text, "           sequence {sequence}, confirmed {confirmed}");
+    }
+    if let Some(to) = &followed.moved_to {
+        let _ = writeln!(text, "           has moved to {to}: put that into storage.ipfs.readonlyipnskeys");
+    }
+    if let Some(seconds) = followed.expired_for_s {
+        let _ = writeln!(
+            text,
+            "           its record expired {seconds} s ago: what was last known is served, and may be out of date"
+        );
+    }
+    if let Some(error) = &followed.error {
+        let _ = writeln!(text, "           {error}");
+    }
+    text.push_str(&replica(followed));
     text
 }
 
@@ -144,28 +154,13 @@ fn readable(status: &api::Status) -> String {
             if let Some(error) = &own.error {
                 let _ = writeln!(text, "           {error}");
             }
+            for name in &own.former_names {
+                let _ = writeln!(text, "           the former name {name} leads here");
+            }
         }
         None => text.push_str("own root   none: read-only\n"),
     }
-    for followed in &status.readonly {
-        let root = followed.root.as_deref().unwrap_or("not known yet");
-        let age =
-            |age: Option<u64>| age.map_or_else(|| "before this run".to_owned(), |age| format!("{age} s ago"));
-        let _ = writeln!(
-            text,
-            "readonly   {}\n           {root}, taken over {}",
-            followed.name,
-            age(followed.root_age_s)
-        );
-        if let Some(sequence) = followed.sequence {
-            let _ =
-                writeln!(text, "           sequence {sequence}, confirmed {}", age(followed.record_age_s));
-        }
-        if let Some(error) = &followed.error {
-            let _ = writeln!(text, "           {error}");
-        }
-        text.push_str(&replica(followed));
-    }
+    status.readonly.iter().for_each(|name| text.push_str(&followed(name)));
     let store = &status.store;
     let mib = |bytes: u64| bytes >> 20;
     let _ = writeln!(
