@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Response, StatusCode};
+use shoal::keystore::Keystore;
 use shoal::oci::Digest;
 use tempfile::TempDir;
 
@@ -31,6 +32,7 @@ pub struct Setup {
     auth: String,
     mirror: String,
     peers: Vec<String>,
+    key: Option<(String, Vec<u8>)>,
 }
 
 /// A running daemon.
@@ -70,6 +72,12 @@ impl Setup {
     /// Has `name` among its readonly roots.
     pub fn reads(mut self, name: &str) -> Self {
         self.readonly.push(name.to_owned());
+        self
+    }
+
+    /// Publishes under a key of this name, as it was exported elsewhere.
+    pub fn writes_with(mut self, name: &str, key: &[u8]) -> Self {
+        self.key = Some((name.to_owned(), key.to_vec()));
         self
     }
 
@@ -117,6 +125,14 @@ impl Setup {
 
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
+        let write_key = match &self.key {
+            _ if self.read_only_daemon => "",
+            Some((name, key)) => {
+                Keystore::open(&folder.path().join("data")).unwrap().import(name, key).unwrap();
+                name
+            }
+            None => "self",
+        };
         let config = format!(
             "version: 0.1\nlog: {{{}}}\nauth: {}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
@@ -126,7 +142,7 @@ impl Setup {
             self.auth,
             section(&["addr: 127.0.0.1:0", "debug: {addr: \"\"}"], &self.http),
             folder.path().join("data").display(),
-            if self.read_only_daemon { "" } else { "self" },
+            write_key,
             self.readonly.join(", "),
             self.bootstrap.join(", "),
             self.peers.join(", "),

@@ -178,3 +178,38 @@ pub async fn endless_directory(author: &Author, name: &str) -> Entry {
     }
     entry
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_author_does_not_renew_is_served_on_with_a_warning_and_told_to_nobody() {
+    let (author, image) = (Author::start().await, Image::small(260));
+    let root = author.tree_of(&image).await;
+    let reader = author.reader();
+    author.publish_for(&root, 1, Duration::from_secs(8)).await;
+    reader.serves("library/app", "1", &image).await;
+    let warned = async {
+        loop {
+            let answer = reader.get("library/app/manifests/1").await;
+            assert_eq!(answer.status(), reqwest::StatusCode::OK);
+            if let Some(warning) = answer.headers().get("warning") {
+                return (warning.to_str().unwrap().to_owned(), answer.headers().contains_key("age"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (warning, has_age) = tokio::time::timeout(2 * PATIENCE, warned).await.expect("a warning");
+    assert!(warning.starts_with("110 ") && warning.contains("expired") && has_age, "{warning}");
+    assert_eq!(reader.pull("library/app", "1").await.unwrap(), image);
+    let status = reader.status();
+    assert!(status.readonly[0].expired_for_s.is_some(), "{status:?}");
+    assert_eq!(reader.log().matches("the record of this name has expired").count(), 1);
+
+    let late = daemon().knows(&reader).reads(&author.name()).read_only().start();
+    let answer = late.get("library/app/manifests/1").await;
+    assert_eq!(answer.status(), reqwest::StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(late.status().readonly[0].sequence, None);
+
+    author.publish_for(&root, 2, Duration::from_secs(3600)).await;
+    has_seen(&reader, 2).await;
+    let answer = reader.get("library/app/manifests/1").await;
+    assert!(!answer.headers().contains_key("warning"), "its author is back");
+}
