@@ -115,6 +115,9 @@ pub enum IpfsError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A delegated router or a gateway that may have it gave no answer: whether it exists is unknown.
+    #[error("{0} is not found, but not everybody could be asked: {1}")]
+    NotAsked(String, String),
     #[error("the node is shutting down")]
     Closed,
 }

@@ -131,6 +131,10 @@ fn readable(status: &api::Status) -> String {
         Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
         None => writeln!(text, "pubsub     off: names are polled"),
     };
+    for web in &status.node.web {
+        let error = web.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        let _ = writeln!(text, "{:<10} {} is {}{error}", web.kind, web.url, web.state);
+    }
     match &status.own {
         Some(own) => {
             let sequence =
@@ -200,7 +204,10 @@ mod tests {
         let status = serde_json::json!({
             "version": "0", "uptime_s": 1, "registry": "", "readonly": [], "tasks": 1, "own": null,
             "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0,
-                "pubsub_peers": 2},
+                "pubsub_peers": 2, "web": [
+                    {"url": "https://r.example/", "kind": "router", "state": "asked", "error": null},
+                    {"url": "http://g.example/", "kind": "gateway", "state": "resting", "error": "no route"},
+                ]},
             "store": {"blocks": 0, "live_bytes": 0, "disk_bytes": 0},
             "transfers": {"uploads": 0, "downloads": 0, "fetches": 0, "received_bytes": 0, "sent_bytes": 0},
             "cache": {"live_bytes": 3 << 20, "disk_bytes": 4 << 20, "quota_bytes": 5_u64 << 30},
@@ -225,5 +232,7 @@ mod tests {
         assert_eq!(mirrored(&status).lines().collect::<Vec<_>>(), lines);
         assert!(readable(&status).contains(&lines[0]));
         assert!(readable(&status).contains("pubsub     2 peers"));
+        assert!(readable(&status).contains("router     https://r.example/ is asked\n"));
+        assert!(readable(&status).contains("gateway    http://g.example/ is resting: no route\n"));
     }
 }

@@ -28,7 +28,7 @@ use crate::oci::Host;
 pub use body::BlobBody;
 use client::Connector;
 pub use error::{Refuser, UpstreamError};
-use public::PublicOnly;
+pub use public::{NotPublic, PublicOnly, is_public};
 use registry::Registry;
 pub use registry::{Fetched, Head, Upstream};
 pub use said::Said;

@@ -13,7 +13,7 @@ type LookUp = Arc<dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<Socke
 
 /// Lets only public addresses be dialled. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct PublicOnly {
+pub struct PublicOnly {
     look_up: LookUp,
     admits: fn(IpAddr) -> bool,
 }
@@ -21,14 +21,14 @@ pub(super) struct PublicOnly {
 /// An address that is not dialled for somebody who named it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{name} is at {address}, which is no address of the public network")]
-pub(super) struct NotPublic {
+pub struct NotPublic {
     name: String,
     address: IpAddr,
 }
 
 impl PublicOnly {
     /// By the names that the system knows.
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let look_up: LookUp =
             Arc::new(|name| Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }));
         Self { look_up, admits: is_public }
@@ -48,7 +48,7 @@ impl PublicOnly {
     }
 
     /// Refuses an address that stands in a URL itself, which nobody looks up.
-    pub(super) fn check(&self, url: &Url) -> Result<(), NotPublic> {
+    pub fn check(&self, url: &Url) -> Result<(), NotPublic> {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => IpAddr::V4(address),
             Some(Host::Ipv6(address)) => IpAddr::V6(address),
@@ -77,7 +77,7 @@ impl Resolve for PublicOnly {
 }
 
 /// Whether an address is one of the public network (the IANA registries of special-purpose addresses).
-pub(super) fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),
