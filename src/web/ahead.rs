@@ -109,24 +109,8 @@ impl Ahead {
         self.0.changed.notify_waiters();
     }
 
-    /// Reads an archive to its end, or until nobody takes anything of it any more. May be dropped midway.
-    pub(super) async fn take_in(&self, mut archive: Archive) {
-        let Some(shelf) = self.shelf(&mut archive) else { return };
-        let gateway = archive.gateway.clone();
-        let outcome = shelf.fill(archive).await;
-        if outcome.is_err() {
-            gateway.note(&outcome);
-        }
-        shelf.comes_no_more();
-        // What was read is taken soon, or not at all.
-        while shelf.wait_for(|shelf| shelf.held.is_empty()).await {
-            if shelf.is_empty() {
-                break;
-            }
-        }
-    }
-
-    fn shelf(&self, archive: &mut Archive) -> Option<OnShelf> {
+    /// A place for what an archive is about to bring; `None`: too many are read already.
+    pub(super) fn shelf(&self, archive: &mut Archive) -> Option<OnShelf> {
         let mut state = self.0.state();
         if state.archives.len() >= ARCHIVES_MAX {
             return None;
@@ -156,7 +140,7 @@ impl Shelf {
 }
 
 /// The place of one archive among those that are read; cleared when it is dropped.
-struct OnShelf {
+pub(super) struct OnShelf {
     id: u64,
     ahead: Ahead,
 }
@@ -169,6 +153,18 @@ impl Drop for OnShelf {
 }
 
 impl OnShelf {
+    /// Reads an archive to its end, or until nobody takes anything of it any more. May be dropped midway.
+    pub(super) async fn take_in(self, archive: Archive) {
+        let gateway = archive.gateway.clone();
+        let outcome = self.fill(archive).await;
+        if outcome.is_err() {
+            gateway.note(&outcome);
+        }
+        self.comes_no_more();
+        // What was read is taken soon, or not at all.
+        self.wait_for(|shelf| shelf.held.is_empty()).await;
+    }
+
     async fn fill(&self, mut archive: Archive) -> Result<(), WebError> {
         loop {
             if !self.wait_for(|shelf| shelf.held_bytes < HELD_BYTES_MAX).await {
@@ -195,10 +191,6 @@ impl OnShelf {
     fn comes_no_more(&self) {
         self.with(|shelf| shelf.expected.clear());
         self.ahead.0.changed.notify_waiters();
-    }
-
-    fn is_empty(&self) -> bool {
-        self.with(|shelf| shelf.held.is_empty()).unwrap_or(true)
     }
 
     /// Waits until `is_so`; `false`: nothing was taken for so long that nobody seems to want it.

@@ -217,9 +217,10 @@ impl Gateways {
         let mut archive = Archive::new(answer, gateway.clone(), *cid);
         let first = archive.first().await?;
         if archive.expects_more() {
-            let ahead = self.0.ahead.clone();
+            // Before the next want comes.
+            let Some(shelf) = self.0.ahead.shelf(&mut archive) else { return Ok(Some(first)) };
             self.0.tasks.spawn_short("gateway-archive", |stop| async move {
-                stop.run_until_cancelled(ahead.take_in(archive)).await;
+                stop.run_until_cancelled(shelf.take_in(archive)).await;
             });
         }
         Ok(Some(first))

@@ -127,6 +127,5 @@ async fn what_a_failing_gateway_may_have_is_not_said_to_be_absent() {
     let answer = reader.get("library/app/manifests/1").await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
     let told = &reader.status().node.web[1];
-    assert_eq!((told.kind.as_str(), told.state.as_str()), ("gateway", "resting"));
-    assert!(told.error.as_ref().unwrap().contains("503"));
+    assert!(told.kind == "gateway" && told.error.as_ref().unwrap().contains("503"), "{told:?}");
 }

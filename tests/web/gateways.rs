@@ -65,7 +65,7 @@ impl Dag {
                 Some(block) => Ok(Some(block)),
                 None => fetch(web, &self.want(block)).await,
             };
-            assert_eq!(found, Ok(Some(block.clone())));
+            assert_eq!(found.map(|found| found.map(|found| *found.cid())), Ok(Some(*block.cid())));
         }
     }
 }
