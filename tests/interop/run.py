@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""run.py [PATTERN] - the daemon against other implementations of IPFS, cell by cell; writes the table of README.md, or, with
-a pattern, only runs the cells whose name has it. Needs ../clients/install.sh, and root for a network of its own.
-
-SHOAL is the daemon, target/release/shoal else. A cell that fails says why, and makes the script fail if the table said yes.
+"""run.py [PATTERN] - the daemon against other implementations of IPFS, cell by cell; writes what came of it into the table of
+README.md. With a pattern only the cells whose name has it are run; the others stay as they were.
+Needs ../clients/install.sh, and root for a network of its own. SHOAL is the daemon, target/release/shoal else. A cell that
+fails says why, and makes the script fail.
 """
-import hashlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, urllib.request
+import base64, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.dirname(os.path.dirname(HERE))
@@ -82,7 +82,7 @@ class Spoken(Process):
 
     def address(self, kind):
         part = "/quic-v1" if kind == "quic" else "/tcp/"
-        found = next(a for a in self.addrs if part in a and "127.0.0.1" in a)
+        found = next(a for a in self.addrs if part in a and "127.0.0.1" in a and "webtransport" not in a)
         return found if "/p2p/" in found else f"{found}/p2p/{self.id}"
 
 
@@ -241,7 +241,6 @@ def in_base32(cid):
     number = 0
     for letter in cid:
         number = number * 58 + "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz".index(letter)
-    import base64
     return "b" + base64.b32encode(b"\x01\x70" + number.to_bytes(34, "big")).decode().lower().rstrip("=")
 
 
@@ -374,13 +373,23 @@ def identity(peer, kind):
 
 def name_of_kind(peer, kind):
     there = Kubo()
-    key = os.path.join(KEYS, f"{kind.lower()}.key")
+    key = ecdsa_key() if kind == "ECDSA" else os.path.join(KEYS, f"{kind.lower()}.key")
     there("key", "import", "--allow-any-key-type", "-f", "libp2p-protobuf-cleartext", "other", key)
     ours = Shoal([there.address("tcp")])
     until("they are connected", ours.peers)
     cid = there.add(layout("name"))
     name = there.publish(cid, "other")
     assert f"/ipfs/{cid}" == until("it is resolved", lambda: ours("name", "resolve", name))
+
+
+def ecdsa_key():
+    """A throw-away key in libp2p's protobuf: type 3 and the DER of an EC private key."""
+    der = subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-outform", "DER"],
+                         check=True, capture_output=True).stdout
+    path = os.path.join(W, "ecdsa.key")
+    with open(path, "wb") as file:
+        file.write(b"\x08\x03\x12" + bytes([len(der)]) + der)
+    return path
 
 
 PEERS = {"Kubo 0.43": Kubo, "Kubo 0.22": Kubo022, "Helia 7": Helia, "py-libp2p 0.8": PyLibp2p}
@@ -431,7 +440,9 @@ def run_cell(title, name, peer, cell, kind):
 def main():
     pattern, failed = (sys.argv[1] if len(sys.argv) > 1 else ""), 0
     readme = os.path.join(HERE, "README.md")
-    text = open(readme).read()
+    with open(readme) as file:
+        text = file.read()
+    known = {row[1]: row[2:-1] for row in (re.split(r" *\| *", line) for line in text.splitlines()) if len(row) > 3}
     lines = ["| | " + " | ".join(PEERS) + " |", "| --- |" + " --- |" * len(PEERS)]
     for title, cell, kind, able in ROWS:
         cells = []
@@ -440,12 +451,13 @@ def main():
                 cells.append("–")
             elif pattern in f"{title}: {name}":
                 cells.append(run_cell(title, name, peer, cell, kind))
-        failed += cells.count("no")
+                failed += cells[-1] == "no"
+            else:
+                cells.append(known.get(title, ["?"] * len(PEERS))[len(cells)])
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    if not pattern:
-        head, tail = text.split(BEGIN)[0], text.split(END)[1]
-        with open(readme, "w") as file:
-            file.write(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    with open(readme, "w") as file:
+        file.write(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
     print(f"{failed} failed")
     return failed
 
