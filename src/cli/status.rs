@@ -118,6 +118,15 @@ fn replica(followed: &api::Readonly) -> String {
     text
 }
 
+/// Who is asked over HTTP.
+fn web(asked: &[api::Web]) -> String {
+    let line = |web: &api::Web| {
+        let error = web.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        format!("{:<10} {} is {}{error}\n", web.kind, web.url, web.state)
+    };
+    asked.iter().map(line).collect()
+}
+
 /// The status as a person reads it. Writing to a string cannot fail.
 fn readable(status: &api::Status) -> String {
     let mut text = String::new();
@@ -131,10 +140,7 @@ fn readable(status: &api::Status) -> String {
         Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
         None => writeln!(text, "pubsub     off: names are polled"),
     };
-    for web in &status.node.web {
-        let error = web.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-        let _ = writeln!(text, "{:<10} {} is {}{error}", web.kind, web.url, web.state);
-    }
+    text += &web(&status.node.web);
     match &status.own {
         Some(own) => {
             let sequence =

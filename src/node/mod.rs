@@ -128,11 +128,10 @@ pub async fn start_with(
     let (bitswap_incoming, streams) = mpsc::channel(STREAMS_QUEUED_MAX);
     let (http_incoming, peer_streams) = mpsc::channel(STREAMS_QUEUED_MAX);
     let (streams_behaviour, control) = streams::Behaviour::new(bitswap::protocols(), bitswap_incoming);
-    let streams_behaviour =
+    let mut streams_behaviour =
         streams_behaviour.accepting(vec![http_streams::HTTP, http_streams::MESH], http_incoming);
     let topics = if config.pubsub { Pubsub::names(&config.followed) } else { Vec::new() };
     let pubsub = Pubsub::new(&topics, Instant::now());
-    let mut streams_behaviour = streams_behaviour;
     if config.pubsub {
         let (fetch_incoming, asked) = mpsc::channel(STREAMS_QUEUED_MAX);
         streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
@@ -148,10 +147,7 @@ pub async fn start_with(
     let book = peers::Book::new(peer_id, &config.bootstrap, &config.peers, &known)?;
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
     let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
-    let searches = match &web {
-        Some(web) if web.has_routers() => search::beside(tasks, web.clone(), searches, commands.clone()),
-        _ => searches,
-    };
+    let searches = search::beside(tasks, web.as_ref(), searches, &commands);
     let limits = BitswapLimits::default();
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);
     let (updates, _) = broadcast::channel::<IpnsRecord>(UPDATES_QUEUED_MAX);

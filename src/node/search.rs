@@ -15,14 +15,16 @@ use crate::web::Web;
 /// Providers that are remembered until it shows whether they can be dialled.
 const DIALLED_MAX: usize = 1024;
 
-/// Passes searches on, and has the routers asked as well: providers of theirs are dialled by command, and then told to who
+/// Passes searches on, and has the routers asked as well, if there are any: providers of theirs are dialled by command, and then told to who
 /// searches. A search ends when both have ended.
 pub(super) fn beside(
     tasks: &Tasks,
-    web: Web,
+    web: Option<&Web>,
     mut searches: mpsc::Receiver<FindProviders>,
-    commands: mpsc::Sender<Command>,
+    commands: &mpsc::Sender<Command>,
 ) -> mpsc::Receiver<FindProviders> {
+    let Some(web) = web.filter(|web| web.has_routers()).cloned() else { return searches };
+    let commands = commands.clone();
     let (onward, passed_on) = mpsc::channel(SEARCHES_QUEUED_MAX);
     let spawning = tasks.clone();
     tasks.spawn("router-searches", |stop| async move {

@@ -27,13 +27,6 @@ pub struct NotPublic {
 }
 
 impl PublicOnly {
-    /// By the names that the system knows.
-    pub fn new() -> Self {
-        let look_up: LookUp =
-            Arc::new(|name| Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }));
-        Self { look_up, admits: is_public }
-    }
-
     /// By other names and another rule.
     #[cfg(test)]
     pub(super) fn by(
@@ -60,6 +53,15 @@ impl PublicOnly {
     fn admit(&self, name: &str, address: IpAddr) -> Result<(), NotPublic> {
         let refused = || NotPublic { name: name.to_owned(), address };
         (self.admits)(address).then_some(()).ok_or_else(refused)
+    }
+}
+
+impl Default for PublicOnly {
+    /// By the names that the system knows.
+    fn default() -> Self {
+        let look_up: LookUp =
+            Arc::new(|name| Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }));
+        Self { look_up, admits: is_public }
     }
 }
 

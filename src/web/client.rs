@@ -65,7 +65,7 @@ pub(super) struct Answer {
 
 impl Http {
     pub(super) fn new() -> Result<Self, WebError> {
-        let guard = PublicOnly::new();
+        let guard = PublicOnly::default();
         let guarded = guard.clone();
         Ok(Self {
             any: build(builder)?,

@@ -70,7 +70,8 @@ impl Web {
         let http = Http::new()?;
         let routers: Arc<[Arc<Router>]> =
             config.routers.iter().map(|url| Arc::new(Router::new(http.clone(), url.clone()))).collect();
-        for router in routers.iter().cloned() {
+        for router in routers.iter() {
+            let router = router.clone();
             tasks.spawn("router-records", |stop| async move {
                 stop.run_until_cancelled(router.give_records()).await;
             });
@@ -87,8 +88,8 @@ impl Web {
     /// Dropping the receiver ends the search; it ends by itself within a quarter of a minute.
     pub fn find_providers(&self, root: Cid) -> mpsc::Receiver<Provider> {
         let (found, providers) = mpsc::channel(PROVIDERS_QUEUED_MAX);
-        for router in self.routers.iter().cloned() {
-            let (gateways, found) = (self.gateways.clone(), found.clone());
+        for router in self.routers.iter() {
+            let (router, gateways, found) = (router.clone(), self.gateways.clone(), found.clone());
             self.tasks.spawn_short("router-providers", |stop| async move {
                 let searching = router.find_providers(&root, &gateways, &found);
                 if let Some(Err(error)) = stop.run_until_cancelled(searching).await {

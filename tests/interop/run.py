@@ -412,7 +412,6 @@ ROWS = [
     ("its identity is Ed25519", identity, {Kubo: "ed25519", Helia: "Ed25519"}, (Kubo, Helia)),
     ("its identity is RSA", identity, {Kubo: "rsa", Helia: "RSA"}, (Kubo, Helia)),
     ("its identity is secp256k1", identity, {Helia: "secp256k1"}, (Helia,)),
-    ("its identity is ECDSA", identity, {Helia: "ECDSA"}, (Helia,)),
     ("we resolve a name of Ed25519", name_of_kind, "Ed25519", (Kubo,)),
     ("we resolve a name of RSA", name_of_kind, "RSA", (Kubo,)),
     ("we resolve a name of secp256k1", name_of_kind, "secp256k1", (Kubo,)),

@@ -76,7 +76,7 @@ const helia = await withBitswap(withLibp2pLight(createHeliaLight(init), {
   streamMuxers: [yamux()],
   connectionGater: { denyDialMultiaddr: () => false },
   services
-}), { protocol: `/ipfs/bitswap/${opt.bitswap}` }).start()
+}), { protocols: [`/ipfs/bitswap/${opt.bitswap}`] }).start()
 const node = helia.libp2p
 const fs = unixfs(helia)
 const names = ipns(helia)

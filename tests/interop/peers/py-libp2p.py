@@ -11,7 +11,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.bitswap.client import BitswapClient
-from libp2p.tools.async_service import background_trio_service
+from libp2p.tools.anyio_service import background_trio_service
 
 LAN = TProtocol("/ipfs/lan/kad/1.0.0")
 for module in (common, kad_dht, peer_routing, provider_store, value_store):
