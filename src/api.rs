@@ -75,6 +75,20 @@ pub struct Node {
     pub announcements_waiting: usize,
     /// Peers that records of names are exchanged with over pubsub; absent if it is off.
     pub pubsub_peers: Option<usize>,
+    /// The delegated routers and gateways of the config.
+    #[serde(default)]
+    pub web: Vec<Web>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Web {
+    pub url: String,
+    /// `router` or `gateway`.
+    pub kind: String,
+    /// `asked`, or `resting` for a while after a failure.
+    pub state: String,
+    /// The last failure, unless an answer came since.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

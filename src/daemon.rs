@@ -35,6 +35,7 @@ use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyErr
 use crate::store::{CACHE_FOLDER, FormerName, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamError, UpstreamStatus, Upstreams};
+use crate::web::{Web, WebConfig, WebError, WebStatus};
 
 /// What the parts below the servers have to end in, beyond what requests left of their time.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,6 +63,8 @@ pub enum DaemonError {
     Socket(#[source] std::io::Error),
     #[error(transparent)]
     Upstream(Box<UpstreamError>),
+    #[error("config key p2p")]
+    Web(#[from] WebError),
     #[error(transparent)]
     Naming(#[from] NamingError),
     #[error(transparent)]
@@ -191,7 +194,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
     let names = names.chain(former.iter().map(|former| former.name)).chain(moved(&store, &readonly)?);
     let node_config = node_config(&config, names.collect())?;
-    let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
+    let web = web(tasks, &config)?;
+    let (node, peer_streams) = node::start_with(tasks, &store, identity, node_config, web).await?;
     let mirror_config = mirror_config(&config, signer, readonly, pull_through)?;
     let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
     let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;
@@ -259,6 +263,13 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, D
         swarm_key,
         mdns: p2p.mdns,
     })
+}
+
+/// Who is asked over HTTP besides the peers. Without any, providers that have gateways are still asked for blocks.
+fn web(tasks: &Tasks, config: &Config) -> Result<Option<Web>, DaemonError> {
+    let config =
+        WebConfig { routers: config.p2p.delegated_routers.clone(), gateways: config.p2p.gateways.clone() };
+    Ok(Some(Web::start(tasks, &config)?))
 }
 
 /// What is needed to mirror other registries, if any is mirrored.
@@ -372,6 +383,15 @@ fn describe_upstream(upstream: UpstreamStatus) -> api::Upstream {
     }
 }
 
+fn describe_web(web: WebStatus) -> api::Web {
+    api::Web {
+        url: web.url,
+        kind: if web.is_router { "router" } else { "gateway" }.to_owned(),
+        state: if web.is_asked { "asked" } else { "resting" }.to_owned(),
+        error: web.error,
+    }
+}
+
 fn describe_cache(status: &PullThroughStatus) -> api::Cache {
     let (live_bytes, disk_bytes) = (status.store.live_bytes, status.store.disk_bytes);
     api::Cache { live_bytes, disk_bytes, quota_bytes: status.quota_bytes }
@@ -396,6 +416,7 @@ impl Daemon for Running {
                 mesh_peers: node.mesh_peers,
                 announcements_waiting: node.announcements_waiting,
                 pubsub_peers: node.pubsub_peers,
+                web: node.web.into_iter().map(describe_web).collect(),
             },
             own: mirror.own.map(describe_own),
             readonly: mirror.readonly.into_iter().map(describe_followed).collect(),

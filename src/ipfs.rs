@@ -115,6 +115,9 @@ pub enum IpfsError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A delegated router or a gateway that may have it gave no answer: whether it exists is unknown.
+    #[error("{0} is not found, but not everybody could be asked: {1}")]
+    NotAsked(String, String),
     #[error("the node is shutting down")]
     Closed,
 }
@@ -125,7 +128,8 @@ pub enum IpfsError {
 #[async_trait]
 pub trait Ipfs: Send + Sync + 'static {
     /// Fetches a block from peers, first from those that had its root. The result is verified and not yet stored.
-    /// Ends with [`IpfsError::NoProvider`] or [`IpfsError::Timeout`] within a minute.
+    /// Ends with [`IpfsError::NoProvider`] or [`IpfsError::Timeout`] within a minute, and a quarter more where gateways are
+    /// asked.
     async fn fetch(&self, want: Want) -> Result<Block, IpfsError>;
     /// Makes these roots findable: the node announces them in the background, at a bounded rate, and again before
     /// the announcements expire. Returns when they are queued.

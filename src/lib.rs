@@ -11,7 +11,8 @@
 //! | [`ipld`] | blocks, UnixFS, IPNS records. Pure. | nothing of ours |
 //! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish, HTTP between peers | `ipld` |
 //! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
-//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh | `ipld`, `ipfs`, `store` |
+//! | [`web`] | IPFS over plain HTTP: delegated routers and trustless gateways | `ipld`, `ipfs`, `upstream` |
+//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh | `ipld`, `ipfs`, `store`, `web` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
 //! | [`naming`] | names that lead to a path of IPFS: DNSLink and ENS | `ipld` |
@@ -99,3 +100,4 @@ pub mod oci;
 pub mod store;
 pub mod tasks;
 pub mod upstream;
+pub mod web;

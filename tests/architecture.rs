@@ -16,7 +16,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("ipfs", &["ipld"]),
     ("store", &["oci", "ipld"]),
-    ("node", &["ipld", "ipfs", "store"]),
+    ("web", &["ipld", "ipfs", "upstream"]),
+    ("node", &["ipld", "ipfs", "store", "web"]),
     ("dag", &["ipld", "ipfs", "store"]),
     ("upstream", &["oci"]),
     ("naming", &["ipld"]),
@@ -37,14 +38,14 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
-    ("reqwest", &["upstream", "naming", "cli"]),
+    ("reqwest", &["upstream", "naming", "web", "cli"]),
     ("hickory_resolver", &["naming"]),
     ("tar", &["cli"]),
     (
         "tokio",
         &[
-            "tasks", "ipfs", "store", "node", "dag", "upstream", "naming", "mirror", "http", "auth", "cli",
-            "daemon",
+            "tasks", "ipfs", "store", "web", "node", "dag", "upstream", "naming", "mirror", "http", "auth",
+            "cli", "daemon",
         ],
     ),
 ];

@@ -128,6 +128,15 @@ fn replica(followed: &api::Readonly) -> String {
     text
 }
 
+/// Who is asked over HTTP.
+fn web(asked: &[api::Web]) -> String {
+    let line = |web: &api::Web| {
+        let error = web.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        format!("{:<10} {} is {}{error}\n", web.kind, web.url, web.state)
+    };
+    asked.iter().map(line).collect()
+}
+
 /// The status as a person reads it. Writing to a string cannot fail.
 fn readable(status: &api::Status) -> String {
     let mut text = String::new();
@@ -141,6 +150,7 @@ fn readable(status: &api::Status) -> String {
         Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
         None => writeln!(text, "pubsub     off: names are polled"),
     };
+    text += &web(&status.node.web);
     match &status.own {
         Some(own) => {
             let sequence =
@@ -195,7 +205,10 @@ mod tests {
         let status = serde_json::json!({
             "version": "0", "uptime_s": 1, "registry": "", "readonly": [], "tasks": 1, "own": null,
             "node": {"peer_id": "", "addresses": [], "peers": 0, "mesh_peers": 0, "announcements_waiting": 0,
-                "pubsub_peers": 2},
+                "pubsub_peers": 2, "web": [
+                    {"url": "https://r.example/", "kind": "router", "state": "asked", "error": null},
+                    {"url": "http://g.example/", "kind": "gateway", "state": "resting", "error": "no route"},
+                ]},
             "store": {"blocks": 0, "live_bytes": 0, "disk_bytes": 0},
             "transfers": {"uploads": 0, "downloads": 0, "fetches": 0, "received_bytes": 0, "sent_bytes": 0},
             "cache": {"live_bytes": 3 << 20, "disk_bytes": 4 << 20, "quota_bytes": 5_u64 << 30},
@@ -220,5 +233,7 @@ mod tests {
         assert_eq!(mirrored(&status).lines().collect::<Vec<_>>(), lines);
         assert!(readable(&status).contains(&lines[0]));
         assert!(readable(&status).contains("pubsub     2 peers"));
+        assert!(readable(&status).contains("router     https://r.example/ is asked\n"));
+        assert!(readable(&status).contains("gateway    http://g.example/ is resting: no route\n"));
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use url::Url;
 
 use super::check::value_error;
 use super::{ConfigError, raw};
@@ -15,6 +16,8 @@ const BOOTSTRAP: &[&str] = &[
     "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
     "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
 ];
+/// Delegated routers, and gateways.
+const URLS_MAX: usize = 16;
 const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,10 @@ pub struct P2pConfig {
     pub bootstrap: Vec<Multiaddr>,
     /// With `/p2p/` at its end, or a host and port where whoever answers is meant.
     pub peers: Vec<Multiaddr>,
+    /// URLs above `/routing/v1`.
+    pub delegated_routers: Vec<Url>,
+    /// URLs above `/ipfs/`.
+    pub gateways: Vec<Url>,
     /// The key file of a private network.
     pub swarm_key: Option<PathBuf>,
     /// Never for a node that listens nowhere.
@@ -61,8 +68,37 @@ pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
         announce: addresses("p2p.announce", &raw.announce.unwrap_or_default())?,
         bootstrap: bootstrap_peers(&bootstrap)?,
         peers: trusted_peers(&raw.peers.unwrap_or_default())?,
+        delegated_routers: urls("p2p.delegatedrouters", &raw.delegatedrouters.unwrap_or_default())?,
+        gateways: urls("p2p.gateways", &raw.gateways.unwrap_or_default())?,
         swarm_key,
     })
+}
+
+fn urls(key: &str, words: &[String]) -> Result<Vec<Url>, ConfigError> {
+    let expected = "an http or https URL is expected, without credentials, query and fragment";
+    if words.len() > URLS_MAX {
+        let reason = format!("at most {URLS_MAX} URLs are taken");
+        return Err(value_error(key, &words.len().to_string(), &reason));
+    }
+    let parse = |(n, word): (usize, &String)| {
+        let url = word.parse::<Url>().ok();
+        let is_plain = |url: &Url| {
+            let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
+            let is_bare = url.username().is_empty() && url.password().is_none();
+            is_web && is_bare && url.query().is_none() && url.fragment().is_none()
+        };
+        url.filter(is_plain)
+            .ok_or_else(|| value_error(&format!("{key}[{n}]"), &without_credentials(word), expected))
+    };
+    words.iter().enumerate().map(parse).collect()
+}
+
+/// A password in a URL stays out of what is printed.
+fn without_credentials(word: &str) -> String {
+    match word.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{rest}"),
+        None => word.to_owned(),
+    }
 }
 
 fn owned(words: &[&str]) -> Vec<String> {

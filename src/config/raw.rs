@@ -200,6 +200,10 @@ pub(super) struct P2p {
     pub(super) bootstrap: Option<Vec<String>>,
     #[serde(deserialize_with = "list")]
     pub(super) peers: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
+    pub(super) delegatedrouters: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
+    pub(super) gateways: Option<Vec<String>>,
     pub(super) swarmkey: Option<String>,
     pub(super) mdns: Option<bool>,
     pub(super) pubsub: Option<bool>,

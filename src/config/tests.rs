@@ -131,6 +131,8 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "p2p.announce",
         "p2p.bootstrap",
         "p2p.peers",
+        "p2p.delegatedrouters",
+        "p2p.gateways",
         "p2p.swarmkey",
         "p2p.mdns",
         "p2p.pubsub",
@@ -139,6 +141,32 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
     ] {
         assert!(paths(schema()).iter().any(|path| path == key), "{key}");
     }
+}
+
+#[test]
+fn routers_and_gateways_are_urls_without_secrets() {
+    let (config, _) = load("", &[]).unwrap();
+    assert!(config.p2p.delegated_routers.is_empty() && config.p2p.gateways.is_empty());
+    let yaml =
+        "p2p: {delegatedrouters: https://r.example, gateways: [http://127.0.0.1:8080/, https://g.example/a]}";
+    let (config, _) = load(yaml, &[]).unwrap();
+    assert_eq!(config.p2p.delegated_routers, ["https://r.example".parse().unwrap()]);
+    assert_eq!(config.p2p.gateways.len(), 2);
+    let (config, _) = load("", &[("REGISTRY_P2P_GATEWAYS", "[https://g.example]")]).unwrap();
+    assert_eq!(config.p2p.gateways, ["https://g.example".parse().unwrap()]);
+    for wrong in ["g.example", "ftp://g.example", "/dns4/g.example/tcp/443/https", "https://g.example/?key=x"]
+    {
+        let line = error(&format!("p2p: {{gateways: [{wrong:?}]}}"));
+        assert!(
+            line.starts_with(&format!("config key p2p.gateways[0] = {wrong:?}: an http or https URL")),
+            "{line}"
+        );
+    }
+    let line = error("p2p: {delegatedrouters: [\"https://u:secret@r.example\"]}");
+    assert!(line.contains("r.example") && !line.contains("secret"), "{line}");
+    assert!(
+        error(&format!("p2p: {{gateways: [{}]}}", "http://g.example, ".repeat(17))).contains("at most 16")
+    );
 }
 
 #[test]

@@ -24,11 +24,13 @@ use super::providing::Providing;
 use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
 use super::routing::{self, Dht};
+use super::search::Dialled;
 use super::{NodeConfig, streams};
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{KnownPeer, State, off_thread};
 use crate::tasks::Tasks;
+use crate::web::{Reach, Web};
 
 /// The loop's own rounds: dialling, announcing, dropping queries that nobody waits for.
 const ROUND: Duration = Duration::from_millis(250);
@@ -56,6 +58,12 @@ pub(super) enum Command {
     Provide(Vec<Cid>),
     /// One more name whose records are told of; it has no topic.
     Follow(IpnsName),
+    /// Somebody who is said to have a DAG.
+    DialProvider {
+        root: Cid,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    },
     Dial {
         address: Multiaddr,
         reply: oneshot::Sender<Result<(), IpfsError>>,
@@ -93,6 +101,8 @@ pub(super) struct EventLoop {
     pub(super) waiting: HashMap<(Dht, QueryId), Waiting>,
     pub(super) providing: HashMap<Dht, Providing>,
     pub(super) providers: Providers,
+    pub(super) web: Option<Web>,
+    pub(super) dialled: Dialled,
     pub(super) peers: HashMap<PeerId, Connected>,
     pub(super) listeners: HashSet<libp2p::core::transport::ListenerId>,
 }
@@ -110,6 +120,7 @@ impl EventLoop {
         config: NodeConfig,
         updates: broadcast::Sender<IpnsRecord>,
         view: watch::Sender<View>,
+        web: Option<Web>,
         tasks: &Tasks,
     ) -> Self {
         // Bitswap may wait for the swarm, so the swarm must not wait for Bitswap.
@@ -134,6 +145,8 @@ impl EventLoop {
             waiting: HashMap::new(),
             providing: HashMap::new(),
             providers: Providers::default(),
+            web,
+            dialled: Dialled::default(),
             peers: HashMap::new(),
             listeners: HashSet::new(),
         }
@@ -206,6 +219,7 @@ impl EventLoop {
             Command::Follow(name) => {
                 tracing::warn!(ipns = %name, "too many names are followed: it is polled only")
             }
+            Command::DialProvider { root, peer, addresses } => self.dial_provider(root, peer, addresses),
             Command::Dial { address, reply } => {
                 let dialled = self.swarm.dial(address.clone());
                 let outcome = dialled.map_err(|error| IpfsError::NoPeers(format!("{address}: {error}")));
@@ -282,6 +296,24 @@ impl EventLoop {
         }
     }
 
+    /// Dials a provider of a DAG; if nothing of libp2p is there, it may have gateways.
+    pub(super) fn dial_provider(&mut self, root: Cid, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if self.web.is_some() {
+            self.dialled.note(peer, root);
+        }
+        self.dial(peer, addresses);
+    }
+
+    /// The transports do not know HTTP, and say which addresses they do not know.
+    fn on_not_connected(&mut self, peer: Option<PeerId>, error: &DialError) {
+        tracing::debug!(?peer, %error, "not connected");
+        let root = peer.and_then(|peer| self.dialled.take(&peer));
+        if let (Some(web), Some(root), DialError::Transport(tried)) = (&self.web, root, error) {
+            let addresses: Vec<Multiaddr> = tried.iter().map(|(address, _)| address.clone()).collect();
+            web.provider_at(&root, &addresses, Reach::Public);
+        }
+    }
+
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::Behaviour(BehaviourEvent::Wan(event)) => self.on_kad(Dht::Wan, event),
@@ -323,7 +355,7 @@ impl EventLoop {
                 self.mesh.is_ours(&address);
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
-                tracing::debug!(?peer_id, %error, "not connected");
+                self.on_not_connected(peer_id, &error);
             }
             _ => (),
         }
@@ -352,6 +384,7 @@ impl EventLoop {
         }
         self.mesh.connected(peer, dialled);
         self.keep(&peer);
+        self.dialled.take(&peer);
         if !first {
             return;
         }

@@ -4,6 +4,7 @@
 //! it on streams that the swarm hands over.
 
 mod behaviour;
+mod beside;
 pub mod bitswap;
 mod client;
 mod event_loop;
@@ -19,6 +20,7 @@ mod providing;
 mod pubsub;
 mod queries;
 mod routing;
+mod search;
 pub mod streams;
 mod swarm_key;
 #[cfg(test)]
@@ -37,6 +39,7 @@ use crate::ipfs::PeerStreams;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{Store, StoreError, off_thread};
 use crate::tasks::Tasks;
+use crate::web::Web;
 use behaviour::Behaviour;
 use bitswap::{BitswapLimits, Exchange};
 pub use client::{NodeClient, NodeStats};
@@ -110,15 +113,25 @@ pub async fn start(
     keypair: Keypair,
     config: NodeConfig,
 ) -> Result<(NodeClient, PeerStreams), NodeError> {
+    start_with(tasks, store, keypair, config, None).await
+}
+
+/// The same, with delegated routers and gateways that are asked beside the peers.
+pub async fn start_with(
+    tasks: &Tasks,
+    store: &Store,
+    keypair: Keypair,
+    config: NodeConfig,
+    web: Option<Web>,
+) -> Result<(NodeClient, PeerStreams), NodeError> {
     let peer_id = keypair.public().to_peer_id();
     let (bitswap_incoming, streams) = mpsc::channel(STREAMS_QUEUED_MAX);
     let (http_incoming, peer_streams) = mpsc::channel(STREAMS_QUEUED_MAX);
     let (streams_behaviour, control) = streams::Behaviour::new(bitswap::protocols(), bitswap_incoming);
-    let streams_behaviour =
+    let mut streams_behaviour =
         streams_behaviour.accepting(vec![http_streams::HTTP, http_streams::MESH], http_incoming);
     let topics = if config.pubsub { Pubsub::names(&config.followed) } else { Vec::new() };
     let pubsub = Pubsub::new(&topics, Instant::now());
-    let mut streams_behaviour = streams_behaviour;
     if config.pubsub {
         let (fetch_incoming, asked) = mpsc::channel(STREAMS_QUEUED_MAX);
         streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
@@ -133,9 +146,10 @@ pub async fn start(
     };
     let book = peers::Book::new(peer_id, &config.bootstrap, &config.peers, &known)?;
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
+    let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
+    let searches = search::beside(tasks, web.as_ref(), searches, &commands);
     let limits = BitswapLimits::default();
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);
-    let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let (updates, _) = broadcast::channel::<IpnsRecord>(UPDATES_QUEUED_MAX);
     let view = watch::Sender::new(client::View {
         crowd: client::Crowd { expecting: true, ..Default::default() },
@@ -154,6 +168,7 @@ pub async fn start(
         http,
         mesh.members(),
         config.pubsub,
+        web.clone(),
     );
     let peer_streams = http_streams::incoming(peer_streams, mesh.trusted());
     let listeners = config.listen.len();
@@ -168,6 +183,7 @@ pub async fn start(
         config,
         updates,
         view,
+        web,
         tasks,
     );
     tasks.spawn("swarm", |stop| event_loop.run(inbox, searches, places, stop));

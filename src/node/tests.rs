@@ -241,6 +241,27 @@ async fn a_provider_is_found_through_a_third_and_dialled() {
     assert_eq!(peers, 2, "the provider was dialled");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_is_met_by_every_kind_of_key_over_tcp_and_quic() {
+    let rsa = include_bytes!("../../tests/fixtures/keys/rsa.key");
+    let kept = block("of another");
+    for address in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"] {
+        for key in [
+            Keypair::generate_ed25519(),
+            Keypair::generate_secp256k1(),
+            Keypair::generate_ecdsa(),
+            Keypair::from_protobuf_encoding(rsa).unwrap(),
+        ] {
+            let kind = key.key_type();
+            let folder = TempDir::new().unwrap();
+            let theirs = Node::listening(address.parse().unwrap(), folder, key, &[], &[]).await;
+            theirs.keep(&kept);
+            let ours = Node::start(&[&theirs], &[]).await;
+            assert_eq!(fetch(&ours, *kept.cid()).await, kept, "{kind:?} at {address}");
+        }
+    }
+}
+
 /// Fetches as one who tries again: the announcement may still be on its way.
 async fn fetch(node: &Node, root: Cid) -> Block {
     let trying = async {

@@ -160,6 +160,35 @@ async fn thousands_of_providers_of_nothing_keep_nothing_else_out() {
     has_taken(&reader, &next).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dozen_who_claim_to_provide_a_root_and_give_nothing_delay_only() {
+    const LIARS: usize = 12;
+    let hub = daemon().start();
+    let publisher = daemon().knows(&hub).start();
+    let image = Image::small(205);
+    publisher.push("library/app", "1", &image).await;
+    let root: Cid = publisher.status().own.unwrap().root.parse().unwrap();
+    let mut liars = Vec::new();
+    for _ in 0..LIARS {
+        let peer = Peer::start().await;
+        peer.meets(&hub).await;
+        peer.provide(root.hash().to_bytes()).await;
+        liars.push(peer);
+    }
+    let witness = Peer::start().await;
+    witness.meets(&hub).await;
+    let arriving = async {
+        while witness.providers(root.hash().to_bytes()).await <= LIARS / 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(2 * PATIENCE, arriving).await.expect("they are believed");
+    // It knows nobody but the hub, which has nothing of the image.
+    let reader = daemon().knows(&hub).reads(&publisher.ipns).read_only().start();
+    reader.serves("library/app", "1", &image).await;
+    assert!(reader.memory_bytes() < 320 << 20);
+}
+
 /// A sharded directory that leads on for ever where `name` would be: deeper than its hash has bits.
 pub async fn endless_directory(author: &Author, name: &str) -> Entry {
     let fanout = Fanout::new(8).unwrap();
