@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::bitswap::{BitswapStats, Exchange};
 use super::event_loop::Command;
 use super::http_streams::HttpStreams;
+use super::nat::NatStats;
 use super::queries::Answer;
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
@@ -45,6 +46,7 @@ pub(super) struct View {
     pub(super) listeners: usize,
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) crowd: Crowd,
+    pub(super) nat: NatStats,
 }
 
 /// Who is there.
@@ -83,6 +85,7 @@ pub struct NodeStats {
     pub announcements_waiting: usize,
     /// Connected peers that records are exchanged with over pubsub; `None`: it is off.
     pub pubsub_peers: Option<usize>,
+    pub nat: NatStats,
     pub bitswap: BitswapStats,
 }
 
@@ -105,7 +108,7 @@ impl NodeClient {
         self.peer_id
     }
 
-    /// Where the node listens, with its peer id; TCP before QUIC.
+    /// Where the node listens, with its peer id; TCP before QUIC, relays not among them.
     pub fn listen_addresses(&self) -> Vec<Multiaddr> {
         let suffix = libp2p::multiaddr::Protocol::P2p(self.peer_id);
         let mut addresses: Vec<_> =
@@ -126,6 +129,7 @@ impl NodeClient {
             mesh_peers: self.mesh.borrow().len(),
             announcements_waiting: view.crowd.announcements_waiting,
             pubsub_peers: self.pubsub.then_some(view.crowd.on_topics),
+            nat: view.nat.clone(),
             bitswap: self.exchange.stats(),
         }
     }

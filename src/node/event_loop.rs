@@ -7,7 +7,7 @@ use cid::Cid;
 use futures::StreamExt;
 use jiff::Timestamp;
 use libp2p::core::ConnectedPoint;
-use libp2p::kad::{self, QueryId, RecordKey};
+use libp2p::kad::{QueryId, RecordKey};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
@@ -18,6 +18,7 @@ use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
 use super::client::{Crowd, View};
 use super::mesh::Mesh;
+use super::nat::{self, Nat};
 use super::peers::{Book, KNOWN_MAX};
 use super::providers::Providers;
 use super::providing::Providing;
@@ -68,7 +69,7 @@ const TOLD_MAX: usize = 32;
 #[derive(Default)]
 pub(super) struct Connected {
     /// Where it was reached.
-    dialled: Vec<Multiaddr>,
+    pub(super) dialled: Vec<Multiaddr>,
     /// These, and what it last told.
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) dhts: HashSet<Dht>,
@@ -80,6 +81,7 @@ pub(super) struct EventLoop {
     pub(super) changes: mpsc::Sender<(PeerId, bool)>,
     pub(super) book: Book,
     pub(super) mesh: Mesh,
+    pub(super) nat: Nat,
     pub(super) pubsub: Pubsub,
     pub(super) state: State,
     pub(super) followed: HashSet<IpnsName>,
@@ -101,6 +103,7 @@ impl EventLoop {
         exchange: Exchange,
         book: Book,
         mesh: Mesh,
+        nat: Nat,
         pubsub: Pubsub,
         state: State,
         config: NodeConfig,
@@ -121,6 +124,7 @@ impl EventLoop {
             changes,
             book,
             mesh,
+            nat,
             pubsub,
             state,
             followed: config.followed.into_iter().collect(),
@@ -143,7 +147,7 @@ impl EventLoop {
         stop: CancellationToken,
     ) {
         for address in std::mem::take(&mut self.announce) {
-            self.add_own_address(address);
+            self.add_announced_address(address);
         }
         self.announce_topics();
         let mut round = tokio::time::interval(ROUND);
@@ -181,7 +185,13 @@ impl EventLoop {
             announcements_waiting: self.announcements_waiting(),
             on_topics: self.pubsub.peers(),
         };
-        self.view.send_if_modified(|view| std::mem::replace(&mut view.crowd, crowd) != crowd);
+        let nat = self.nat.stats();
+        self.view.send_if_modified(|view| {
+            let changed = view.crowd != crowd || view.nat != nat;
+            view.crowd = crowd;
+            view.nat = nat;
+            changed
+        });
     }
 
     fn on_command(&mut self, command: Command) {
@@ -249,6 +259,7 @@ impl EventLoop {
                 tracing::trace!(%error, "not dialled");
             }
         }
+        self.nat_round();
         self.find_company();
         self.announce_some();
     }
@@ -283,6 +294,11 @@ impl EventLoop {
             })) => {
                 self.on_identify(peer_id, info);
             }
+            SwarmEvent::NewListenAddr { listener_id, address }
+                if self.on_relayed_address(listener_id, &address) =>
+            {
+                tracing::info!(%address, "a relay passes connections on");
+            }
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.listeners.insert(listener_id);
                 tracing::info!(%address, "listening");
@@ -295,17 +311,36 @@ impl EventLoop {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.swarm.remove_external_address(&address);
+                self.on_address_expired(&address);
                 self.view.send_modify(|view| view.addresses.retain(|known| *known != address));
             }
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id, connection_id, endpoint, num_established, ..
+            } => {
+                self.note_path(peer_id, connection_id, endpoint.is_relayed());
                 self.on_connected(peer_id, &endpoint, num_established.get() == 1);
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+                self.note_path_closed(&peer_id, connection_id, num_established == 0);
+                if num_established > 0 {
+                    return;
+                }
                 tracing::debug!(peer.id = %peer_id, ?cause, "disconnected");
                 self.peers.remove(&peer_id);
                 self.mesh.disconnected(&peer_id);
                 self.pubsub.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
+            }
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_address_confirmed(&address),
+            SwarmEvent::ExternalAddrExpired { address } => self.on_address_expired(&address),
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                self.on_listener_closed(listener_id, &reason);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::AutonatClient(event)) => self.on_tested(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::Dcutr(event)) => nat::on_hole_punch(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.on_relayed(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::Upnp(event)) => {
+                tracing::debug!(?event, "gateway of the local network");
             }
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
             SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.on_gossip(event),
@@ -317,15 +352,6 @@ impl EventLoop {
             }
             _ => (),
         }
-    }
-
-    /// An address to be told to others. Both DHTs put it into their provider records; readers of the public one drop
-    /// private addresses. A public one makes us a server of the public DHT.
-    fn add_own_address(&mut self, address: Multiaddr) {
-        if routing::is_public(&address) {
-            self.swarm.behaviour_mut().wan.set_mode(Some(kad::Mode::Server));
-        }
-        self.swarm.add_external_address(address);
     }
 
     fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
@@ -340,7 +366,8 @@ impl EventLoop {
                 known.addresses.push(address.clone());
             }
         }
-        self.mesh.connected(peer, dialled);
+        // By a relay somebody else answers than who is at the place that the address begins with.
+        self.mesh.connected(peer, dialled.filter(|address| !nat::is_relayed(address)));
         self.keep(&peer);
         if !first {
             return;
@@ -377,6 +404,7 @@ impl EventLoop {
     /// The routing tables take in who takes part in their DHT, at the addresses that belong there.
     fn on_identify(&mut self, peer: PeerId, info: identify::Info) {
         self.mesh.identified(&peer, &info.protocols);
+        self.notice_relay(peer, &info);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let told = info.listen_addrs.into_iter().take(TOLD_MAX);
         let addresses: Vec<Multiaddr> =

@@ -56,6 +56,10 @@ impl Node {
             connections_max: 100,
             swarm_key: None,
             mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
         };
         let (client, _) = start(&tasks, &store, key.clone(), config).await.unwrap();
         let node = Self { client, store, tasks, key, folder };
