@@ -10,7 +10,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::kad::{QueryId, RecordKey};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -285,15 +285,7 @@ impl EventLoop {
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
-            SwarmEvent::Behaviour(BehaviourEvent::Wan(event)) => self.on_kad(Dht::Wan, event),
-            SwarmEvent::Behaviour(BehaviourEvent::Lan(event)) => self.on_kad(Dht::Lan, event),
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
-                peer_id,
-                info,
-                ..
-            })) => {
-                self.on_identify(peer_id, info);
-            }
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
             SwarmEvent::NewListenAddr { listener_id, address }
                 if self.on_relayed_address(listener_id, &address) =>
             {
@@ -336,20 +328,36 @@ impl EventLoop {
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
                 self.on_listener_closed(listener_id, &reason);
             }
-            SwarmEvent::Behaviour(BehaviourEvent::AutonatClient(event)) => self.on_tested(&event),
-            SwarmEvent::Behaviour(BehaviourEvent::Dcutr(event)) => nat::on_hole_punch(&event),
-            SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.on_relayed(&event),
-            SwarmEvent::Behaviour(BehaviourEvent::Upnp(event)) => {
-                tracing::debug!(?event, "gateway of the local network");
-            }
-            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.on_gossip(event),
-            SwarmEvent::OutgoingConnectionError { error: DialError::LocalPeerId { address }, .. } => {
+            SwarmEvent::OutgoingConnectionError { error: DialError::LocalPeerId { address }, .. }
+                if !nat::is_relayed(&address) =>
+            {
                 self.mesh.is_ours(&address);
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
                 tracing::debug!(?peer_id, %error, "not connected");
             }
+            _ => (),
+        }
+    }
+
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Wan(event) => self.on_kad(Dht::Wan, event),
+            BehaviourEvent::Lan(event) => self.on_kad(Dht::Lan, event),
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                self.on_identify(peer_id, info);
+            }
+            BehaviourEvent::Mdns(event) => self.on_mdns(event),
+            BehaviourEvent::Gossip(event) => self.on_gossip(event),
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(ping::Failure::Timeout) }) => {
+                // TCP would hold on to it for a quarter of an hour, and nobody dials who is connected.
+                tracing::debug!(peer.id = %peer, "a connection is closed on which a ping had no answer");
+                self.swarm.close_connection(connection);
+            }
+            BehaviourEvent::AutonatClient(event) => self.on_tested(&event),
+            BehaviourEvent::Dcutr(event) => nat::on_hole_punch(&event),
+            BehaviourEvent::Relay(event) => self.on_relayed(&event),
+            BehaviourEvent::Upnp(event) => tracing::debug!(?event, "gateway of the local network"),
             _ => (),
         }
     }
