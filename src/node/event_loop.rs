@@ -412,7 +412,7 @@ impl EventLoop {
     /// The routing tables take in who takes part in their DHT, at the addresses that belong there.
     fn on_identify(&mut self, peer: PeerId, info: identify::Info) {
         self.mesh.identified(&peer, &info.protocols);
-        self.notice_relay(peer, &info);
+        self.notice_services(peer, &info);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let told = info.listen_addrs.into_iter().take(TOLD_MAX);
         let addresses: Vec<Multiaddr> =

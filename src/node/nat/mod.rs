@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::ConnectionId;
-use libp2p::{Multiaddr, PeerId, autonat as libp2p_autonat, dcutr, identify, kad, relay};
+use libp2p::swarm::{ConnectionId, StreamProtocol};
+use libp2p::{Multiaddr, PeerId, autonat as protocol, dcutr, identify, kad, relay};
 
 use super::event_loop::EventLoop;
 use paths::{Counts, Paths};
@@ -29,6 +29,9 @@ const CIRCUITS_PER_PEER_MAX: usize = 8;
 /// Of one circuit, which is there to make a direct connection of it, or for a small image where that cannot be.
 const CIRCUIT_DURATION_MAX: Duration = Duration::from_secs(120);
 const CIRCUIT_BYTES_MAX: u64 = 64 << 20;
+
+/// Spoken by who tests addresses for others.
+const AUTONAT: StreamProtocol = StreamProtocol::new("/libp2p/autonat/2/dial-request");
 
 /// What the node knows of its way in.
 pub(super) struct Nat {
@@ -140,8 +143,8 @@ impl EventLoop {
         self.on_reach_changed();
     }
 
-    pub(super) fn on_tested(&mut self, event: &libp2p_autonat::v2::client::Event) {
-        let libp2p_autonat::v2::client::Event { tested_addr, server, result, .. } = event;
+    pub(super) fn on_tested(&mut self, event: &protocol::v2::client::Event) {
+        let protocol::v2::client::Event { tested_addr, server, result, .. } = event;
         let Err(error) = result else { return };
         tracing::info!(address = %tested_addr, peer.id = %server, %error, "not reached from outside");
         if self.nat.reach.failed(tested_addr) {
@@ -165,8 +168,11 @@ impl EventLoop {
         }
     }
 
-    /// A peer was identified that may be a relay.
-    pub(super) fn notice_relay(&mut self, peer: PeerId, info: &identify::Info) {
+    /// A peer was identified that may be a relay, or test addresses.
+    pub(super) fn notice_services(&mut self, peer: PeerId, info: &identify::Info) {
+        if self.nat.is_on && info.protocols.contains(&AUTONAT) {
+            self.nat.reach.tester(Instant::now());
+        }
         if info.protocols.contains(&relay::HOP_PROTOCOL_NAME)
             && let Some(known) = self.peers.get(&peer)
         {
@@ -180,6 +186,7 @@ impl EventLoop {
         for id in self.nat.paths.spare(now) {
             self.swarm.close_connection(id);
         }
+        self.nat.reach.pass_time(now);
         if !self.nat.is_on || self.nat.reach.get() == Reachability::Public {
             return;
         }

@@ -1,11 +1,16 @@
 //! Whether we are reached from outside, as far as is known. Pure.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use libp2p::Multiaddr;
 
 use super::is_relayed;
 use crate::node::routing::is_public;
+
+/// A test that brings no answer for so long has failed: many routers drop what they do not let in, and a peer that waits
+/// for such a dial may never say so.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether strangers reach this node without a relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,7 +20,7 @@ pub enum Reachability {
     Unknown,
     /// A public address is confirmed: by a test, by the gateway, by the config, or since an interface has it.
     Public,
-    /// Tests failed, and none went well.
+    /// Tests failed or had no answer, and none went well.
     Private,
 }
 
@@ -36,6 +41,8 @@ pub(in crate::node) struct Reach {
     /// Of these, the ones that the config names: no test takes them back.
     fixed: HashSet<Multiaddr>,
     failed: bool,
+    /// Since when somebody is there who tests.
+    tested_since: Option<Instant>,
 }
 
 impl Reach {
@@ -60,6 +67,17 @@ impl Reach {
         !self.fixed.contains(address) && self.public.remove(address)
     }
 
+    /// A peer is there that tests addresses for others.
+    pub(super) fn tester(&mut self, now: Instant) {
+        self.tested_since.get_or_insert(now);
+    }
+
+    /// Notices that no test had an answer.
+    pub(super) fn pass_time(&mut self, now: Instant) {
+        let waited = self.tested_since.map(|since| now.saturating_duration_since(since));
+        self.failed |= waited.is_some_and(|waited| waited >= TEST_TIMEOUT);
+    }
+
     pub(super) fn get(&self) -> Reachability {
         match (self.public.is_empty(), self.failed) {
             (false, _) => Reachability::Public,
@@ -74,6 +92,19 @@ mod tests {
     use libp2p::PeerId;
 
     use super::*;
+
+    #[test]
+    fn a_test_without_an_answer_has_failed() {
+        let (mut reach, start) = (Reach::default(), Instant::now());
+        reach.pass_time(start + TEST_TIMEOUT);
+        assert_eq!(reach.get(), Reachability::Unknown, "nobody has tested");
+        reach.tester(start);
+        reach.tester(start + TEST_TIMEOUT);
+        reach.pass_time(start + TEST_TIMEOUT / 2);
+        assert_eq!(reach.get(), Reachability::Unknown);
+        reach.pass_time(start + TEST_TIMEOUT);
+        assert_eq!(reach.get(), Reachability::Private);
+    }
 
     #[test]
     fn a_node_is_public_while_a_public_address_stands() {
