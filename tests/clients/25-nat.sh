@@ -53,7 +53,7 @@ registry() { local registry=${1}_registry; echo "${!registry}"; }
 push_in() { inside "$1" skopeo copy -q --dest-tls-verify=false "oci:$2" "docker://$(registry "$1")/$3"; }
 served() { rm -rf "$W/pulled"; timeout 60 ip netns exec "$1" skopeo copy -q --src-tls-verify=false "docker://$(registry "$1")/$2" "oci:$W/pulled:x"; }
 # What the hub has passed on so far, in KiB.
-hub_kib() { echo $(($(cat /sys/class/net/hub-i/statistics/tx_bytes) / 1024)); }
+hub_kib() { echo $(($(ip -j -s link show hub-i | jq '.[0].stats64.rx.bytes') / 1024)); }
 
 daemon hub 203.0.113.10 "" "relay: true" "upnp: false"
 has hub '.reachability == "public"' || fail "the hub does not count as public"
