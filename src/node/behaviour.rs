@@ -86,7 +86,9 @@ pub(super) fn build(
     let peer_id = keypair.public().to_peer_id();
     let identify = identify::Config::new("ipfs/0.1.0".to_owned(), keypair.public())
         .with_agent_version(config.agent.clone())
-        .with_push_listen_addr_updates(true);
+        .with_push_listen_addr_updates(true)
+        // What is to be told is among the external ones.
+        .with_hide_listen_addrs(true);
     let limits = ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_MAX))
         .with_max_pending_outgoing(Some(PENDING_MAX))

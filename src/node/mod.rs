@@ -146,7 +146,7 @@ pub async fn start(
     };
     let dialled: Vec<Multiaddr> = config.bootstrap.iter().chain(&config.relays).cloned().collect();
     let book = peers::Book::new(peer_id, &dialled, &config.peers, &known)?;
-    let nat = Nat::new(peer_id, config.nat, &config.relays);
+    let nat = Nat::new(peer_id, &config);
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
     let limits = BitswapLimits::default();
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);

@@ -15,6 +15,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, StreamProtocol};
 use libp2p::{Multiaddr, PeerId, autonat as protocol, dcutr, identify, kad, relay};
 
+use super::NodeConfig;
 use super::event_loop::EventLoop;
 use paths::{Counts, Paths};
 use reach::Reach;
@@ -36,6 +37,8 @@ const AUTONAT: StreamProtocol = StreamProtocol::new("/libp2p/autonat/2/dial-requ
 /// What the node knows of its way in.
 pub(super) struct Nat {
     is_on: bool,
+    /// All listeners are on loopback.
+    is_local: bool,
     reach: Reach,
     relays: Relays,
     pub(super) paths: Paths,
@@ -65,12 +68,12 @@ struct Served {
 }
 
 impl Nat {
-    /// `relays`: those of the config.
-    pub(super) fn new(own: PeerId, is_on: bool, relays: &[Multiaddr]) -> Self {
+    pub(super) fn new(own: PeerId, config: &NodeConfig) -> Self {
         Self {
-            is_on,
+            is_on: config.nat,
+            is_local: config.listen.iter().all(is_loopback),
             reach: Reach::default(),
-            relays: Relays::new(own, relays, Instant::now()),
+            relays: Relays::new(own, &config.relays, Instant::now()),
             paths: Paths::default(),
             served: Served::default(),
         }
@@ -107,10 +110,22 @@ pub(super) fn is_relayed(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
+fn is_loopback(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
 impl EventLoop {
     /// An address of an interface, to be told to others. Both DHTs put it into their provider records; readers of the
-    /// public one drop private addresses. A public one counts until a test fails.
+    /// public one drop private addresses. A public one counts until a test fails. At one of loopback everybody finds but
+    /// himself, where all listen on the same port, and a dial ends with the first answer, though it is a wrong peer's.
     pub(super) fn add_own_address(&mut self, address: Multiaddr) {
+        if is_loopback(&address) && !self.nat.is_local {
+            return;
+        }
         if self.nat.reach.add(&address)
             && let Some(autonat) = self.swarm.behaviour_mut().autonat_client.as_mut()
         {
