@@ -18,6 +18,7 @@ use libp2p::{Multiaddr, PeerId, SwarmBuilder, Transport, noise, tcp, yamux};
 use prost::Message;
 use shoal::ipld::Multihash;
 use shoal::node::streams;
+use shoal::tasks::Tasks;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
@@ -74,7 +75,7 @@ impl Transport for FromElsewhere {
 /// A connection of the peer with this key, as far as it comes.
 async fn connect(key: &Keypair, to: &Multiaddr) -> Option<(PeerId, StreamMuxerBox)> {
     let mut transport = FromElsewhere
-        .upgrade(upgrade::Version::V1Lazy)
+        .upgrade(upgrade::Version::V1)
         .authenticate(noise::Config::new(key).unwrap())
         .multiplex(yamux::Config::default())
         .boxed();
@@ -119,13 +120,14 @@ async fn connections_of_one_network_leave_room_for_others() {
     is_well(&victim, "many connections of one peer");
     drop(held);
 
-    let flooding = tokio::spawn(flood(to, Keypair::generate_ed25519));
-    for tag in 1..=5 {
-        let image = Image::small(500 + tag);
-        victim.push("library/app", &tag.to_string(), &image).await;
-        reader.serves("library/app", &tag.to_string(), &image).await;
-    }
-    let held = flooding.await.unwrap();
+    let honest = async {
+        for tag in 1..=5 {
+            let image = Image::small(500 + tag);
+            victim.push("library/app", &tag.to_string(), &image).await;
+            reader.serves("library/app", &tag.to_string(), &image).await;
+        }
+    };
+    let (held, ()) = tokio::join!(flood(to, Keypair::generate_ed25519), honest);
     let peers = victim.status().node.peers;
     assert!(
         (100..=385).contains(&peers),
@@ -195,7 +197,7 @@ struct Talker {
     control: streams::Control,
     incoming: mpsc::Receiver<streams::Incoming>,
     key: Keypair,
-    running: tokio::task::JoinHandle<()>,
+    _tasks: Tasks,
 }
 
 impl Talker {
@@ -212,12 +214,11 @@ impl Talker {
             .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(600)))
             .build();
         swarm.dial(victim.address.parse::<Multiaddr>().unwrap()).unwrap();
-        let running = tokio::spawn(async move {
-            loop {
-                swarm.select_next_some().await;
-            }
+        let tasks = Tasks::new();
+        tasks.spawn_short("talker", |stop| async move {
+            while stop.run_until_cancelled(swarm.select_next_some()).await.is_some() {}
         });
-        Self { control, incoming, key, running }
+        Self { control, incoming, key, _tasks: tasks }
     }
 
     /// As many addresses as fit, all of them others each time; and as many protocols, or long ones.
@@ -235,12 +236,6 @@ impl Talker {
                 .collect(),
             observed_address: Some(address(4 * round)),
         }
-    }
-}
-
-impl Drop for Talker {
-    fn drop(&mut self) {
-        self.running.abort();
     }
 }
 
