@@ -50,6 +50,8 @@ for node in "${nodes[@]}"; do
   ip -n "$node" addr add "10.9.0.${node#n}/24" dev eth0; ip -n "$node" link set eth0 up
   start "$node" ""
 done
+# While a name is not resolved nobody can be told that a blob is nowhere, which is what skopeo asks before it pushes.
+push_all before
 # Their names are known now.
 for node in "${nodes[@]}"; do
   shoal_stop "$node"
@@ -61,7 +63,6 @@ for node in "${nodes[@]}"; do
   done
   BOOTSTRAP=$(IFS=,; echo "${peers[*]}") start "$node" "$(IFS=,; echo "${names[*]}")"
 done
-push_all before
 all_serve 60
 say "five daemons serve what each pushed"
 
