@@ -75,6 +75,7 @@ pub struct Node {
     pub announcements_waiting: usize,
     /// Peers that records of names are exchanged with over pubsub; absent if it is off.
     pub pubsub_peers: Option<usize>,
+    pub nat: Nat,
     /// The delegated routers and gateways of the config.
     #[serde(default)]
     pub web: Vec<Web>,
@@ -89,6 +90,22 @@ pub struct Web {
     pub state: String,
     /// The last failure, unless an answer came since.
     pub error: Option<String>,
+}
+
+/// How peers reach the node, and the node them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nat {
+    /// `public`, `private` (by a relay only), or `unknown` until a peer has tested it.
+    pub reachability: String,
+    /// Where it is reached by the relays that hold a reservation of it.
+    pub relayed_addresses: Vec<String>,
+    /// Peers with a direct connection.
+    pub direct_peers: usize,
+    /// Peers that are reached by a relay alone.
+    pub relayed_peers: usize,
+    /// Peers that this node is a relay for, and connections that it passes on.
+    pub reservations_given: usize,
+    pub circuits: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

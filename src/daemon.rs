@@ -31,7 +31,7 @@ use crate::mirror::{
     Signer, chain,
 };
 use crate::naming::{Naming, NamingError};
-use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
+use crate::node::{self, NatStats, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
 use crate::store::{CACHE_FOLDER, FormerName, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamError, UpstreamStatus, Upstreams};
@@ -262,6 +262,10 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, D
         connections_max: config.limits.p2p_connections_max,
         swarm_key,
         mdns: p2p.mdns,
+        nat: p2p.nat,
+        upnp: p2p.upnp,
+        relay: p2p.relay,
+        relays: p2p.relays,
     })
 }
 
@@ -374,6 +378,17 @@ impl Running {
     }
 }
 
+fn describe_nat(nat: NatStats) -> api::Nat {
+    api::Nat {
+        reachability: nat.reachability.as_str().to_owned(),
+        relayed_addresses: nat.relayed_addresses.iter().map(ToString::to_string).collect(),
+        direct_peers: nat.direct_peers,
+        relayed_peers: nat.relayed_peers,
+        reservations_given: nat.reservations,
+        circuits: nat.circuits,
+    }
+}
+
 fn describe_upstream(upstream: UpstreamStatus) -> api::Upstream {
     api::Upstream {
         host: upstream.host.to_string(),
@@ -417,6 +432,7 @@ impl Daemon for Running {
                 announcements_waiting: node.announcements_waiting,
                 pubsub_peers: node.pubsub_peers,
                 web: node.web.into_iter().map(describe_web).collect(),
+                nat: describe_nat(node.nat),
             },
             own: mirror.own.map(describe_own),
             readonly: mirror.readonly.into_iter().map(describe_followed).collect(),
@@ -489,6 +505,12 @@ impl Daemon for Running {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         metrics.peers.set(count(status.node.peers));
         metrics.mesh_peers.set(count(status.node.mesh_peers));
+        let nat = &status.node.nat;
+        metrics.reachable.set(u64::from(nat.reachability == "public"));
+        metrics.relay_reservations.set(count(nat.relayed_addresses.len()));
+        metrics.direct_peers.set(count(nat.direct_peers));
+        metrics.relayed_peers.set(count(nat.relayed_peers));
+        metrics.relayed_circuits.set(count(nat.circuits));
         metrics.fills.set(count(status.fills.len()));
         if let Some(cache) = &status.cache {
             metrics.cache_live_bytes.set(cache.live_bytes);

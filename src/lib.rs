@@ -12,7 +12,7 @@
 //! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish, HTTP between peers | `ipld` |
 //! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
 //! | [`web`] | IPFS over plain HTTP: delegated routers and trustless gateways | `ipld`, `ipfs`, `upstream` |
-//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh | `ipld`, `ipfs`, `store`, `web` |
+//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh, the way in behind NATs | `ipld`, `ipfs`, `store`, `web` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
 //! | [`naming`] | names that lead to a path of IPFS: DNSLink and ENS | `ipld` |

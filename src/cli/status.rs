@@ -52,6 +52,25 @@ pub(super) fn print_json(value: &impl serde::Serialize) {
     print(&serde_json::to_string_pretty(value).unwrap_or_default());
 }
 
+/// How peers reach the node, and the node them.
+fn reached(nat: &api::Nat) -> String {
+    let how = match nat.reachability.as_str() {
+        "public" => "from outside",
+        "private" => "by relays only",
+        _ => "not tested yet",
+    };
+    let mut text =
+        format!("reached    {how}; {} peers directly, {} by a relay\n", nat.direct_peers, nat.relayed_peers);
+    for address in &nat.relayed_addresses {
+        let _ = writeln!(text, "           {address}");
+    }
+    if nat.reservations_given > 0 {
+        let (peers, circuits) = (nat.reservations_given, nat.circuits);
+        let _ = writeln!(text, "           a relay for {peers} peers, {circuits} connections passed on");
+    }
+    text
+}
+
 /// What is told of other registries: the cache, who is asked, what is on its way.
 fn mirrored(status: &api::Status) -> String {
     let mut text = String::new();
@@ -146,6 +165,7 @@ fn readable(status: &api::Status) -> String {
         "node       {}, {} peers, {} of them in the mesh, {} announcements waiting",
         status.node.peer_id, status.node.peers, status.node.mesh_peers, status.node.announcements_waiting
     );
+    text.push_str(&reached(&status.node.nat));
     let _ = match status.node.pubsub_peers {
         Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
         None => writeln!(text, "pubsub     off: names are polled"),
@@ -208,7 +228,9 @@ mod tests {
                 "pubsub_peers": 2, "web": [
                     {"url": "https://r.example/", "kind": "router", "state": "asked", "error": null},
                     {"url": "http://g.example/", "kind": "gateway", "state": "resting", "error": "no route"},
-                ]},
+                ],
+                "nat": {"reachability": "private", "relayed_addresses": ["/ip4/1.1.1.1/tcp/1"],
+                    "direct_peers": 3, "relayed_peers": 4, "reservations_given": 5, "circuits": 6}},
             "store": {"blocks": 0, "live_bytes": 0, "disk_bytes": 0},
             "transfers": {"uploads": 0, "downloads": 0, "fetches": 0, "received_bytes": 0, "sent_bytes": 0},
             "cache": {"live_bytes": 3 << 20, "disk_bytes": 4 << 20, "quota_bytes": 5_u64 << 30},
@@ -235,5 +257,8 @@ mod tests {
         assert!(readable(&status).contains("pubsub     2 peers"));
         assert!(readable(&status).contains("router     https://r.example/ is asked\n"));
         assert!(readable(&status).contains("gateway    http://g.example/ is resting: no route\n"));
+        let reached = "reached    by relays only; 3 peers directly, 4 by a relay\n           /ip4/1.1.1.1/tcp/1\n           \
+                       a relay for 5 peers, 6 connections passed on\n";
+        assert!(readable(&status).contains(reached));
     }
 }

@@ -305,4 +305,6 @@ mod mirror_tests;
 #[cfg(test)]
 mod names_tests;
 #[cfg(test)]
+mod p2p_tests;
+#[cfg(test)]
 mod tests;

@@ -38,6 +38,14 @@ pub struct P2pConfig {
     pub mdns: bool,
     /// Whether records are pushed and heard over gossipsub.
     pub pubsub: bool,
+    /// Whether a node that cannot be reached finds a way round: by relays and hole punching.
+    pub nat: bool,
+    /// Whether a port is asked of the gateway of the local network.
+    pub upnp: bool,
+    /// Whether this node is a relay for others.
+    pub relay: bool,
+    /// Relays that are asked first, each with `/p2p/` at its end.
+    pub relays: Vec<Multiaddr>,
 }
 
 pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
@@ -61,7 +69,17 @@ pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
         .into_iter()
         .flat_map(|word| if word == "default" { default() } else { vec![word] })
         .collect();
+    let nat = raw.nat.unwrap_or(true) && !listen.is_empty();
+    let relays = relays(&raw.relays.unwrap_or_default(), nat, is_private)?;
+    if raw.relay == Some(true) && listen.is_empty() {
+        let reason = "a relay has to be reached: an address is expected in p2p.listen";
+        return Err(value_error("p2p.relay", "true", reason));
+    }
     Ok(P2pConfig {
+        nat,
+        upnp: raw.upnp.unwrap_or(true) && nat,
+        relay: raw.relay.unwrap_or(false),
+        relays,
         mdns: raw.mdns.unwrap_or(true) && !listen.is_empty(),
         pubsub: raw.pubsub.unwrap_or(true),
         listen,
@@ -124,6 +142,26 @@ fn trusted_peers(words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
     let reason = "a multiaddr with /p2p/<peer id> at its end is expected, or one of a host and port, \
                   such as /dns4/shoal.example.org/tcp/4001, where whoever answers is trusted";
     checked("p2p.peers", words, |address| has_peer_id(address) || is_host_and_port(address), reason)
+}
+
+fn relays(words: &[String], nat: bool, is_private: bool) -> Result<Vec<Multiaddr>, ConfigError> {
+    let reason = "a relay's own multiaddr with /p2p/<peer id> at its end is expected, \
+                  such as /dns4/relay.example.org/tcp/4001/p2p/12D3…";
+    let relays =
+        checked("p2p.relays", words, |address| has_peer_id(address) && !is_relayed(address), reason)?;
+    if let (false, Some(first)) = (nat, relays.first()) {
+        let reason = "no relay is asked while p2p.nat is false or p2p.listen is empty";
+        return Err(value_error("p2p.relays[0]", &first.to_string(), reason));
+    }
+    if let (true, Some(n)) = (is_private, relays.iter().position(is_udp)) {
+        let reason = "a private network (p2p.swarmkey) has no QUIC: a TCP address is expected";
+        return Err(value_error(&format!("p2p.relays[{n}]"), &relays[n].to_string(), reason));
+    }
+    Ok(relays)
+}
+
+fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 fn checked(

@@ -207,6 +207,11 @@ pub(super) struct P2p {
     pub(super) swarmkey: Option<String>,
     pub(super) mdns: Option<bool>,
     pub(super) pubsub: Option<bool>,
+    pub(super) nat: Option<bool>,
+    pub(super) upnp: Option<bool>,
+    pub(super) relay: Option<bool>,
+    #[serde(deserialize_with = "list")]
+    pub(super) relays: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -65,13 +65,6 @@ fn a_private_network_has_neither_quic_nor_the_public_bootstrap_peers() {
 }
 
 #[test]
-fn a_node_that_listens_nowhere_looks_for_nobody() {
-    assert!(load("", &[]).unwrap().0.p2p.mdns);
-    assert!(!load("p2p: {mdns: false}", &[]).unwrap().0.p2p.mdns);
-    assert!(!load("p2p: {listen: []}", &[]).unwrap().0.p2p.mdns);
-}
-
-#[test]
 fn pubsub_is_on_unless_it_is_turned_off() {
     assert!(load("", &[]).unwrap().0.p2p.pubsub);
     assert!(!load("", &[("REGISTRY_P2P_PUBSUB", "false")]).unwrap().0.p2p.pubsub);
@@ -136,6 +129,10 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "p2p.swarmkey",
         "p2p.mdns",
         "p2p.pubsub",
+        "p2p.nat",
+        "p2p.upnp",
+        "p2p.relay",
+        "p2p.relays",
         "mirror.defaultregistry",
         "mirror.registries",
     ] {

@@ -17,6 +17,7 @@ use super::beside;
 use super::bitswap::{BitswapStats, Exchange};
 use super::event_loop::Command;
 use super::http_streams::HttpStreams;
+use super::nat::NatStats;
 use super::queries::Answer;
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
@@ -47,6 +48,7 @@ pub(super) struct View {
     pub(super) listeners: usize,
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) crowd: Crowd,
+    pub(super) nat: NatStats,
 }
 
 /// Who is there.
@@ -88,6 +90,7 @@ pub struct NodeStats {
     pub pubsub_peers: Option<usize>,
     /// The delegated routers and gateways of the config.
     pub web: Vec<WebStatus>,
+    pub nat: NatStats,
     pub bitswap: BitswapStats,
 }
 
@@ -111,7 +114,7 @@ impl NodeClient {
         self.peer_id
     }
 
-    /// Where the node listens, with its peer id; TCP before QUIC.
+    /// Where the node listens, with its peer id; TCP before QUIC, relays not among them.
     pub fn listen_addresses(&self) -> Vec<Multiaddr> {
         let suffix = libp2p::multiaddr::Protocol::P2p(self.peer_id);
         let mut addresses: Vec<_> =
@@ -133,6 +136,7 @@ impl NodeClient {
             announcements_waiting: view.crowd.announcements_waiting,
             pubsub_peers: self.pubsub.then_some(view.crowd.on_topics),
             web: self.web.as_ref().map(Web::status).unwrap_or_default(),
+            nat: view.nat.clone(),
             bitswap: self.exchange.stats(),
         }
     }

@@ -7,12 +7,14 @@ mod behaviour;
 mod beside;
 pub mod bitswap;
 mod client;
+mod connections;
 mod event_loop;
 mod http_streams;
 #[cfg(test)]
 mod http_tests;
 mod mesh;
 mod names;
+mod nat;
 mod peers;
 mod places;
 mod providers;
@@ -22,6 +24,7 @@ mod queries;
 mod routing;
 mod search;
 pub mod streams;
+mod subnets;
 mod swarm_key;
 #[cfg(test)]
 mod tests;
@@ -46,6 +49,8 @@ pub use client::{NodeClient, NodeStats};
 use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
+use nat::Nat;
+pub use nat::{NatStats, Reachability};
 use pubsub::Pubsub;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 
@@ -84,6 +89,14 @@ pub struct NodeConfig {
     pub swarm_key: Option<SwarmKey>,
     /// Whether peers of the local network are found by mDNS, and told of this one.
     pub mdns: bool,
+    /// Whether others test if we are reached, and relays and hole punching help where we are not.
+    pub nat: bool,
+    /// Whether the gateway of the local network is asked for a port.
+    pub upnp: bool,
+    /// Whether we are a relay for others.
+    pub relay: bool,
+    /// Relays that are asked first, each with its peer id; they are kept connected.
+    pub relays: Vec<Multiaddr>,
 }
 
 /// Why a node does not start.
@@ -144,7 +157,9 @@ pub async fn start_with(
         let state = store.state().clone();
         off_thread(move || state.peers()).await?
     };
-    let book = peers::Book::new(peer_id, &config.bootstrap, &config.peers, &known)?;
+    let dialled: Vec<Multiaddr> = config.bootstrap.iter().chain(&config.relays).cloned().collect();
+    let book = peers::Book::new(peer_id, &dialled, &config.peers, &known)?;
+    let nat = Nat::new(peer_id, &config);
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
     let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let searches = search::beside(tasks, web.as_ref(), searches, &commands);
@@ -178,6 +193,7 @@ pub async fn start_with(
         exchange,
         book,
         mesh,
+        nat,
         pubsub,
         store.state().clone(),
         config,

@@ -136,7 +136,7 @@ impl Setup {
         let config = format!(
             "version: 0.1\nlog: {{{}}}\nauth: {}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
-             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], peers: [{}], mdns: false}}\n\
+             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], peers: [{}], mdns: false, upnp: false}}\n\
              mirror: {}\n",
             section(&["level: debug"], &self.log),
             self.auth,

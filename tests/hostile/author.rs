@@ -47,6 +47,10 @@ impl Author {
             connections_max: 100,
             swarm_key: None,
             mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
         };
         let (node, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let tree = Tree::new(Blocks::new(store.blocks().clone(), Arc::new(node.clone())));
