@@ -75,6 +75,20 @@ pub struct Node {
     pub announcements_waiting: usize,
     /// Peers that records of names are exchanged with over pubsub; absent if it is off.
     pub pubsub_peers: Option<usize>,
+    /// What is used instead of the embedded node; absent: that runs.
+    pub kubo: Option<Kubo>,
+}
+
+/// A Kubo, whose peer id, addresses and peers are then those of the node. There is no mesh, no pubsub and no mDNS of our
+/// own with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kubo {
+    /// Where its RPC API is.
+    pub api: String,
+    /// Absent until it has answered.
+    pub version: Option<String>,
+    /// Why it did not answer the last time.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ipfs", &["ipld"]),
     ("store", &["oci", "ipld"]),
     ("node", &["ipld", "ipfs", "store"]),
+    ("kubo", &["ipld", "ipfs", "store"]),
     ("dag", &["ipld", "ipfs", "store"]),
     ("upstream", &["oci"]),
     ("naming", &["ipld"]),
@@ -25,7 +26,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("http", &["oci", "ipld", "ipfs", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
     ("logging", &[]),
-    ("cli", &["config", "keystore", "oci", "api"]),
+    ("cli", &["config", "keystore", "oci", "api", "kubo"]),
+    ("network", &["api", "ipfs", "ipld", "keystore", "kubo", "mirror", "node"]),
 ];
 const PURE: &[&str] = &["oci", "ipld"];
 const OPEN: &[&str] = &["config", "tasks", "metrics"];
@@ -37,14 +39,14 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
-    ("reqwest", &["upstream", "naming", "cli"]),
+    ("reqwest", &["upstream", "naming", "cli", "kubo"]),
     ("hickory_resolver", &["naming"]),
     ("tar", &["cli"]),
     (
         "tokio",
         &[
-            "tasks", "ipfs", "store", "node", "dag", "upstream", "naming", "mirror", "http", "auth", "cli",
-            "daemon",
+            "tasks", "ipfs", "store", "node", "kubo", "dag", "upstream", "naming", "mirror", "http", "auth",
+            "cli", "network", "daemon",
         ],
     ),
 ];

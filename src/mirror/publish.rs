@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use cid::Cid;
 use jiff::{SignedDuration, Timestamp};
-use libp2p::identity::Keypair;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::commit::Commits;
+use super::signer::{Signer, SigningKey};
 use super::{MirrorError, chain};
-use crate::dag::Tree;
-use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipfs::{Ipfs, IpfsError, Signing};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::ipld::unixfs::encode_directory;
 use crate::store::{OwnRecord, State, StoreError, off_thread};
@@ -29,30 +28,15 @@ const LATEST: Duration = Duration::from_secs(3);
 /// How often a record is put again.
 const PUT_AGAIN_INTERVAL: Duration = Duration::from_secs(4 * 3600);
 /// Pauses between tries: doubled from the first to the second.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+pub(super) const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Without a peer nothing was tried, so the next one is worth trying soon.
 const NO_PEERS_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How long a start without a tree on disk waits for the network to say whether there is one.
-const FIRST_ROOT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const FIRST_ROOT_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a reader may cache a record for.
 const RECORD_TTL: Duration = Duration::from_secs(60);
 /// Commands that may wait.
 const COMMANDS_QUEUED_MAX: usize = 16;
-
-/// The key that the own tree is published under.
-pub struct Signer {
-    pub keypair: Keypair,
-    /// Made by this start: nobody can know a record of it.
-    pub fresh: bool,
-    /// From signing to the end of a record's life.
-    pub record_validity: Duration,
-}
-
-impl Signer {
-    pub fn name(&self) -> IpnsName {
-        IpnsName::from_peer_id(self.keypair.public().to_peer_id())
-    }
-}
 
 /// How far the own root has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +110,7 @@ impl Publisher {
             pause: RETRY_PAUSE.0,
             sequence_seen: 0,
             sequence_floor: 0,
+            put_root: None,
         };
         task.due = task.changed_since_signed().then(Instant::now);
         tasks.spawn("publish", |stop| task.run(inbox, updates, stop));
@@ -153,69 +138,7 @@ impl Publisher {
     }
 }
 
-/// The tree to begin with: the one on disk; else the one that the network knows under this key; else an empty one.
-/// Not being able to ask is no proof that there is none, so an older key waits for an answer, within a bound.
-pub(super) async fn first_root(
-    ipfs: &Arc<dyn Ipfs>,
-    tree: &Tree,
-    state: &State,
-    signer: &Signer,
-) -> Result<(Cid, Option<OwnRecord>), MirrorError> {
-    let name = signer.name();
-    let (root, record) = {
-        let state = state.clone();
-        off_thread(move || Ok((state.root(name)?, state.own_record(&name)?))).await?
-    };
-    if let Some(root) = root {
-        return Ok((root, record));
-    }
-    if !signer.fresh {
-        tracing::info!(ipns = %name, "no tree on disk for this key: asking the network for one");
-        match tokio::time::timeout(FIRST_ROOT_TIMEOUT, ask_for_root(ipfs, tree, &name)).await {
-            Ok(Some((root, record))) => {
-                let (state, row) = (state.clone(), record.clone());
-                off_thread(move || {
-                    state.set_own_record(&name, &row)?;
-                    state.set_root(name, &root)
-                })
-                .await?;
-                tracing::info!(ipns = %name, %root, "took over the published tree of this key");
-                return Ok((root, Some(record)));
-            }
-            Ok(None) => (),
-            // Not on disk: the next start asks again.
-            Err(_elapsed) => return Ok((tree.empty().await?.cid, record)),
-        }
-    }
-    let empty = tree.empty().await?.cid;
-    tree.blocks().flush().await?;
-    let state = state.clone();
-    off_thread(move || state.set_root(name, &empty)).await?;
-    Ok((empty, record))
-}
-
-/// Asks until there is an answer: `None` is the network's "no such record".
-async fn ask_for_root(ipfs: &Arc<dyn Ipfs>, tree: &Tree, name: &IpnsName) -> Option<(Cid, OwnRecord)> {
-    loop {
-        match ipfs.resolve(name).await {
-            Ok(record) => {
-                if let Some(root) = record.root() {
-                    match tree.blocks().fetch(Want { cid: root, root }).await {
-                        Ok(_) => return Some((root, own_record(&record, root))),
-                        Err(error) => {
-                            tracing::warn!(%root, error = %chain(&error), "published tree not fetched yet")
-                        }
-                    }
-                }
-            }
-            Err(IpfsError::NoRecord(_)) => return None,
-            Err(error) => tracing::debug!(%error, "no answer yet"),
-        }
-        tokio::time::sleep(RETRY_PAUSE.0).await;
-    }
-}
-
-fn own_record(record: &IpnsRecord, root: Cid) -> OwnRecord {
+pub(super) fn own_record(record: &IpnsRecord, root: Cid) -> OwnRecord {
     OwnRecord { sequence: record.sequence(), root, bytes: record.bytes().to_vec() }
 }
 
@@ -240,6 +163,8 @@ struct Task {
     sequence_seen: u64,
     /// What the next sequence must exceed, after the user chose to overwrite.
     sequence_floor: u64,
+    /// What the name points to, as far as this run knows.
+    put_root: Option<Cid>,
 }
 
 impl Task {
@@ -320,7 +245,7 @@ impl Task {
                 Duration::ZERO
             }
             Err(error) => {
-                let no_peers = matches!(error, PublishError::Ipfs(IpfsError::NoPeers(_)));
+                let no_peers = matches!(&error, PublishError::Ipfs(error) if error.is_nobody_there());
                 let text = chain(&error);
                 tracing::debug!(error = %text, "not published yet");
                 // Pushes wait for an answer, not for a network.
@@ -365,10 +290,13 @@ impl Task {
         Ok(())
     }
 
-    /// An empty tree that never was anything else is not worth a record.
+    /// An empty tree that never was anything else is not worth a record. A row without a record was only meant to become
+    /// one.
     fn changed_since_signed(&self) -> bool {
-        let signed = self.record.as_ref().map_or(self.empty, |record| record.root);
-        signed != self.commits.root()
+        match &self.record {
+            Some(own) => own.bytes.is_empty() || own.root != self.commits.root(),
+            None => self.empty != self.commits.root(),
+        }
     }
 
     /// Holds a record that the network has of our name against the one that we signed last.
@@ -383,7 +311,7 @@ impl Task {
         });
         let (Some(root), true) = (theirs.root(), newer) else { return };
         let current = self.commits.root();
-        let unchanged = ours.map_or(self.empty, |ours| ours.root) == current;
+        let unchanged = !self.changed_since_signed();
         // Until the first answer the tree on disk may simply be old: a restored backup, a key that moved here.
         let adoptable = unchanged && !self.settled;
         if root != current && !(adoptable && self.commits.adopt(current, root).await.is_ok()) {
@@ -431,11 +359,46 @@ impl Task {
         let sequence = highest.checked_add(1).ok_or(PublishError::Exhausted { sequence: highest })?;
         let validity = SignedDuration::try_from(self.signer.record_validity).unwrap_or(SignedDuration::MAX);
         let valid_until = Timestamp::now().checked_add(validity).unwrap_or(Timestamp::MAX);
-        let record = IpnsRecord::sign(&self.signer.keypair, &root, sequence, valid_until, RECORD_TTL)?;
+        let record = match &self.signer.key {
+            SigningKey::Ours(keypair) => IpnsRecord::sign(keypair, &root, sequence, valid_until, RECORD_TTL)?,
+            SigningKey::Network(name) => self.sign_there(*name, root, sequence).await?,
+        };
         self.remember(own_record(&record, root)).await?;
         self.due = None;
         self.put_pending = true;
         Ok(())
+    }
+
+    /// Has the network sign. That it was asked is on disk before: a record that it made is then known as ours, whatever
+    /// happens meanwhile.
+    async fn sign_there(
+        &mut self,
+        name: IpnsName,
+        root: Cid,
+        sequence: u64,
+    ) -> Result<IpnsRecord, PublishError> {
+        self.keep(root).await?;
+        self.remember(OwnRecord { sequence, root, bytes: Vec::new() }).await?;
+        let validity = self.signer.record_validity;
+        let signing = Signing { name, root, sequence, validity, ttl: RECORD_TTL };
+        let signed = self.ipfs.sign(&signing).await;
+        // It may know of a newer record than we do.
+        self.settled &= signed.is_ok();
+        Ok(signed?)
+    }
+
+    /// Has the root kept before the name moves there; besides it only what the name points to.
+    async fn keep(&self, root: Cid) -> Result<(), IpfsError> {
+        let label = self.label();
+        self.ipfs.keep(&label, &root).await?;
+        match self.put_root {
+            Some(put) => self.ipfs.let_go(&label, &[put, root]).await,
+            None => Ok(()),
+        }
+    }
+
+    fn label(&self) -> String {
+        format!("shoal {}", self.signer.name())
     }
 
     async fn remember(&mut self, record: OwnRecord) -> Result<(), StoreError> {
@@ -454,8 +417,13 @@ impl Task {
             self.put_pending = false;
             return Ok(());
         };
+        self.keep(root).await?;
         self.ipfs.publish(&record).await?;
         self.put_pending = false;
+        self.put_root = Some(root);
+        if let Err(error) = self.ipfs.let_go(&self.label(), &[root]).await {
+            tracing::debug!(%error, "what was kept of earlier roots stays until the next is published");
+        }
         let (sequence, current) = (record.sequence(), self.commits.root());
         tracing::info!(ipns = %self.signer.name(), sequence, %root, "published");
         self.status.send_modify(|status| {
@@ -471,7 +439,8 @@ impl Task {
 
     /// A root that is not signed yet is signed before the end, so that the next start puts it at once.
     async fn last_words(mut self) {
-        let may_sign = self.settled && self.status.borrow().state != PublishState::Blocked;
+        let is_ours = matches!(self.signer.key, SigningKey::Ours(_));
+        let may_sign = is_ours && self.settled && self.status.borrow().state != PublishState::Blocked;
         if may_sign
             && self.changed_since_signed()
             && let Err(error) = self.sign().await

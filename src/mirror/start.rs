@@ -10,12 +10,12 @@ use super::commit::Commits;
 use super::elsewhere::Elsewhere;
 use super::gc::{self, Collector};
 use super::leases::Leases;
-use super::publish::{self, Publisher};
+use super::publish::Publisher;
 use super::pull_through::PullThrough;
 use super::roots::Follow;
 use super::upload::Uploads;
 use super::verify::Proven;
-use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce, replicate};
+use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce, replicate, signer};
 use crate::config::{FollowMode, Validation};
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, Nowhere};
@@ -62,7 +62,7 @@ impl Mirror {
         let leases = Arc::new(Leases::new(Instant::now()));
         let own = match config.signer {
             Some(signer) => {
-                let (root, record) = publish::first_root(&ipfs, &tree, state, &signer).await?;
+                let (root, record) = signer::first_root(&ipfs, &tree, state, &signer).await?;
                 let commits =
                     Commits::start(tasks, tree.clone(), state.clone(), leases.clone(), signer.name(), root);
                 let told = updates.subscribe();

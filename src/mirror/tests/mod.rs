@@ -21,8 +21,9 @@ use tokio::time::Instant;
 
 use super::commit::{Changes, Commits};
 use super::leases::Leases;
-use super::publish::{Publisher, Signer, first_root};
+use super::publish::Publisher;
 use super::roots::Follow;
+use super::signer::{Signer, SigningKey, first_root};
 use crate::config::FollowMode;
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
@@ -206,7 +207,8 @@ impl Desk {
     /// Starts what keeps the own root and its record.
     async fn publisher(&self, fresh: bool) -> (Commits, Publisher) {
         let ipfs: Arc<dyn Ipfs> = self.network.clone();
-        let signer = Signer { keypair: self.key.clone(), fresh, record_validity: VALIDITY };
+        let signer =
+            Signer { key: SigningKey::Ours(Box::new(self.key.clone())), fresh, record_validity: VALIDITY };
         let (tree, state) = (self.tree.clone(), self.state().clone());
         let (root, record) = first_root(&ipfs, &tree, &state, &signer).await.unwrap();
         let commits = Commits::start(&self.tasks, tree, state.clone(), leases(), self.name(), root);
