@@ -135,6 +135,15 @@ impl Setup {
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
         Daemon::launch(folder, self.environment)
     }
+
+    /// Starts upon this config file and the environment alone, in a folder of its own.
+    pub fn start_with(self, config: &str) -> Daemon {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("config.yaml"), config).unwrap();
+        let data = folder.path().join("data").display().to_string();
+        let place = ("REGISTRY_STORAGE_IPFS_ROOTDIRECTORY".to_owned(), data);
+        Daemon::launch(folder, self.environment.into_iter().chain([place]).collect())
+    }
 }
 
 /// Entries of a section of YAML: `ours` in the place of the defaults with the same key.
