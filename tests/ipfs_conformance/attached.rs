@@ -1,10 +1,13 @@
 //! Whole daemons that have a Kubo for their network, and the predecessor's config files.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shoal::api::Status;
 use shoal::ipld::ipns::{IpnsName, IpnsRecord};
+use shoal::oci::Digest;
+use tempfile::TempDir;
 
 use crate::common::{Daemon, Image, PATIENCE, Setup, daemon};
 use crate::double::{Double, Fault};
@@ -99,6 +102,50 @@ async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     publisher.push("library/other", "1", &Image::small(5)).await;
     let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns).start();
     follower.serves("library/other", "1", &Image::small(5)).await;
+}
+
+/// Writes an image as the predecessor's storage has it, with an upload in progress beside it.
+fn write_tree(folder: &Path, image: &Image) {
+    let put = |path: String, content: &[u8]| {
+        let path = folder.join("docker/registry/v2").join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    let manifest = Digest::sha256(&image.manifest);
+    for content in image.blobs.iter().chain([&image.manifest]) {
+        let digest = Digest::sha256(content).to_string();
+        let hex = digest.trim_start_matches("sha256:");
+        put(format!("blobs/sha256/{}/{hex}/data", &hex[..2]), content);
+        let kind = if Digest::sha256(content) == manifest { "_manifests/revisions" } else { "_layers" };
+        put(format!("repositories/library/old/{kind}/sha256/{hex}/link"), digest.as_bytes());
+    }
+    let (tag, link) = ("repositories/library/old/_manifests/tags/1", manifest.to_string());
+    put(format!("{tag}/current/link"), link.as_bytes());
+    put(format!("{tag}/index/sha256/{}/link", link.trim_start_matches("sha256:")), link.as_bytes());
+    put("repositories/library/old/_uploads/5f0c/startedat".to_owned(), b"2023-01-01T00:00:00Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_of_the_predecessor_is_served_and_goes_on_under_its_name() {
+    let Some((kubo, _other)) = Kubo::pair() else { return };
+    let (folder, old) = (TempDir::new().unwrap(), Image::small(6));
+    write_tree(folder.path(), &old);
+    let shape = ["add", "-Qr", "--pin=false", "--trickle", "--cid-version=0", "--raw-leaves=false"];
+    let root = kubo.run(&[&shape[..], &["--chunker=size-262144", folder.path().to_str().unwrap()]].concat());
+    kubo.run(&["name", "publish", "--allow-offline", &format!("/ipfs/{root}")]);
+
+    let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    assert_eq!(ours.pull("library/old", "1").await.unwrap(), old);
+    let new = Image::small(7);
+    ours.push("library/new", "1", &new).await;
+    let root = until(&ours, "published", is_published).await.own.unwrap().root;
+    assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root));
+    let tags = |name: &str| {
+        format!("/ipfs/{root}/docker/registry/v2/repositories/library/{name}/_manifests/tags/1/current/link")
+    };
+    for (name, image) in [("old", &old), ("new", &new)] {
+        assert_eq!(kubo.run(&["cat", &tags(name)]), Digest::sha256(&image.manifest).to_string());
+    }
 }
 
 /// Starts a daemon upon a config file of the predecessor; only places on this machine are changed, by the environment.
