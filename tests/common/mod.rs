@@ -250,6 +250,7 @@ impl Daemon {
     /// What `shoal status --json` says.
     pub fn status(&self) -> shoal::api::Status {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = command.args(["status", "--json", "--config"]).arg(self.config()).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
     }

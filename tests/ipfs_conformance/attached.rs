@@ -91,7 +91,8 @@ async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
 async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     let Some((kubo, _other)) = Kubo::pair() else { return };
     let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
-    let image = Image::small(4);
+    // Without an empty layer: Kubo does not give a block of no bytes away.
+    let image = Image::new(4, &[1000, 2_500_000]);
     ours.push("library/app", "1", &image).await;
     let root = until(&ours, "published", is_published).await.own.unwrap().root;
     assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root), "the root is pinned");
@@ -99,9 +100,9 @@ async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     reader.serves("library/app", "1", &image).await;
     // And the other way round: what Kubo does not have is found by it.
     let publisher = daemon().dials(&ours.address).start();
-    publisher.push("library/other", "1", &Image::small(5)).await;
+    publisher.push("library/other", "1", &Image::new(5, &[1000])).await;
     let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns).start();
-    follower.serves("library/other", "1", &Image::small(5)).await;
+    follower.serves("library/other", "1", &Image::new(5, &[1000])).await;
 }
 
 /// Writes an image as the predecessor's storage has it, with an upload in progress beside it.

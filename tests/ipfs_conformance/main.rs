@@ -13,9 +13,10 @@ mod faults;
 mod kubo;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::PATIENCE;
 use double::Double;
 use hyper::Request;
 use jiff::Timestamp;
@@ -55,7 +56,17 @@ fn signed(key: &Keypair, root: &Block, sequence: u64) -> IpnsRecord {
 async fn conforms(subject: &Subject) {
     let Subject { ipfs, far, .. } = subject;
     let want = Want { cid: *far.cid(), root: *far.cid() };
-    assert_eq!(ipfs.fetch(want).await.unwrap(), *far);
+    let begun = Instant::now();
+    let fetched = loop {
+        match ipfs.fetch(want).await {
+            // Connections are being made.
+            Err(error) if error.is_nobody_there() && begun.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            fetched => break fetched,
+        }
+    };
+    assert_eq!(fetched.unwrap(), *far);
 
     let key = Keypair::generate_ed25519();
     let name = IpnsName::from_peer_id(key.public().to_peer_id());
