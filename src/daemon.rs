@@ -24,7 +24,7 @@ use crate::http::tls::{Tls, TlsError};
 use crate::ipfs::{Peer, PeerStreams};
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
-use crate::kubo::{KuboClient, KuboError};
+use crate::kubo::{KuboClient, KuboError, KuboKeys};
 use crate::metrics::Metrics;
 use crate::mirror::{
     FillStatus, FollowedStatus, Mirror, MirrorConfig, MirrorError, OwnStatus, PublishState,
@@ -183,10 +183,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         }
         None => None,
     };
-    let attached = match &config.kubo {
-        Some(kubo) => Some(Box::pin(KuboClient::start(tasks, &store, kubo.clone())).await?),
-        None => None,
-    };
+    let attached = attach(tasks, &store, &config).await?;
     let api = config.kubo.as_ref().map(|kubo| kubo.api.to_string());
     let kubo = api.as_deref().zip(attached.as_ref().map(|(_, keys)| keys.as_ref()));
     let keys = Keys { keystore: &keystore, self_is_fresh: fresh, kubo };
@@ -231,6 +228,18 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
+}
+
+/// The Kubo that is the network, if one is, and the keys that it has.
+async fn attach(
+    tasks: &Tasks,
+    store: &Store,
+    config: &Config,
+) -> Result<Option<(KuboClient, Option<KuboKeys>)>, KuboError> {
+    match &config.kubo {
+        Some(kubo) => Box::pin(KuboClient::start(tasks, store, kubo.clone())).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// The embedded node, and the streams that its peers open.

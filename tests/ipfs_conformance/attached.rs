@@ -150,12 +150,12 @@ async fn a_root_of_the_predecessor_is_served_and_goes_on_under_its_name() {
 }
 
 /// Starts a daemon upon a config file of the predecessor; only places on this machine are changed, by the environment.
-fn start_unchanged(file: &str, double: &Double) -> Daemon {
+fn start_unchanged(file: &str, address: &str, double: &Double) -> Daemon {
     let fixture = format!("{}/tests/fixtures/predecessor/{file}", env!("CARGO_MANIFEST_DIR"));
     let places = daemon()
         .env("REGISTRY_HTTP_ADDR", "127.0.0.1:0")
         .env("REGISTRY_HTTP_DEBUG_ADDR", "127.0.0.1:0")
-        .env(ADDRESS, &multiaddr(double))
+        .env(address, &multiaddr(double))
         .env(AUTH, "bearer:t0ken");
     places.start_with(&std::fs::read_to_string(fixture).unwrap())
 }
@@ -171,13 +171,14 @@ async fn the_predecessors_config_files_start_us_unchanged() {
         daemon.status().readonly.into_iter().map(|followed| followed.name).collect()
     };
 
-    let writer = start_unchanged("config.yaml", &double);
+    let writer = start_unchanged("config.yaml", ADDRESS, &double);
     assert_eq!(writer.ipns, own.to_string());
     assert_eq!(followed(&writer), names, "a comma string");
-    let reader = start_unchanged("reader.yaml", &double);
+    let reader = start_unchanged("reader.yaml", ADDRESS, &double);
     assert_eq!(reader.ipns, "", "without writeipnskey it only reads");
     assert_eq!(followed(&reader), names, "a list");
-    let layouts = start_unchanged("layouts.yaml", &double);
+    let of_middleware = "REGISTRY_MIDDLEWARE_REPOSITORY_0_OPTIONS_IPFSAPIADDRESS";
+    let layouts = start_unchanged("layouts.yaml", of_middleware, &double);
     assert_eq!((layouts.ipns.as_str(), followed(&layouts)), ("", Vec::new()));
 }
 
