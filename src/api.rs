@@ -76,6 +76,8 @@ pub struct Node {
     /// Peers that records of names are exchanged with over pubsub; absent if it is off.
     pub pubsub_peers: Option<usize>,
     pub nat: Nat,
+    /// What is used instead of the embedded node; absent: that runs.
+    pub kubo: Option<Kubo>,
     /// The delegated routers and gateways of the config.
     #[serde(default)]
     pub web: Vec<Web>,
@@ -106,6 +108,18 @@ pub struct Nat {
     /// Peers that this node is a relay for, and connections that it passes on.
     pub reservations_given: usize,
     pub circuits: usize,
+}
+
+/// A Kubo, whose peer id, addresses and peers are then those of the node. There is no mesh, no pubsub and no mDNS of our
+/// own with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kubo {
+    /// Where its RPC API is.
+    pub api: String,
+    /// Absent until it has answered.
+    pub version: Option<String>,
+    /// Why it did not answer the last time.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::auth::{Auth, AuthError};
-use crate::config::{Config, FollowMode, Name, Net, SELF_SIGNED_FOLDER};
+use crate::config::{Config, FollowMode, Net, SELF_SIGNED_FOLDER};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::describe::{describe_fill, describe_followed, describe_own};
@@ -22,20 +22,22 @@ use crate::http::peer;
 use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
-use crate::ipfs::{Ipfs, Peer};
+use crate::ipfs::{Peer, PeerStreams};
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
+use crate::kubo::{KuboClient, KuboError, KuboKeys};
 use crate::metrics::Metrics;
 use crate::mirror::{
     Mirror, MirrorConfig, MirrorError, PublishError, PublishState, PullThroughConfig, PullThroughStatus,
     Signer, chain,
 };
 use crate::naming::{Naming, NamingError};
-use crate::node::{self, NatStats, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
+use crate::network::{KeyError, Keys, Network};
+use crate::node::{self, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
 use crate::store::{CACHE_FOLDER, FormerName, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamError, UpstreamStatus, Upstreams};
-use crate::web::{Web, WebConfig, WebError, WebStatus};
+use crate::web::{Web, WebConfig, WebError};
 
 /// What the parts below the servers have to end in, beyond what requests left of their time.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,8 +57,10 @@ pub enum DaemonError {
     Node(#[from] NodeError),
     #[error("config key p2p.swarmkey")]
     SwarmKey(#[from] SwarmKeyError),
-    #[error("config key storage.ipfs.{key}")]
-    Name { key: String, source: KeystoreError },
+    #[error(transparent)]
+    Kubo(#[from] KuboError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error(transparent)]
     Auth(#[from] AuthError),
     #[error("cannot make the control socket")]
@@ -149,7 +153,7 @@ struct Running {
     store: Store,
     /// What was pulled through.
     cache: Option<Store>,
-    node: NodeClient,
+    network: Network,
     mirror: Mirror,
     tasks: Tasks,
     /// Listeners and their connections, which stop before the others.
@@ -186,24 +190,29 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         }
         None => None,
     };
-    let signer = signer(&keystore, &config, fresh, &former)?;
-    let readonly = readonly(&keystore, &config)?;
+    let attached = attach(tasks, &store, &config).await?;
+    let api = config.kubo.as_ref().map(|kubo| kubo.api.to_string());
+    let kubo = api.as_deref().zip(attached.as_ref().map(|(_, keys)| keys.as_ref()));
+    let keys = Keys { keystore: &keystore, self_is_fresh: fresh, kubo, former: &former };
+    let (signer, readonly) = (keys.signer(&config)?, keys.readonly(&config)?);
     let metrics = Metrics::default();
     let pull_through = pull_through(&config, &identity, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
     let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
     let names = names.chain(former.iter().map(|former| former.name)).chain(moved(&store, &readonly)?);
-    let node_config = node_config(&config, names.collect())?;
-    let web = web(tasks, &config)?;
-    let (node, peer_streams) = node::start_with(tasks, &store, identity, node_config, web).await?;
+    let names = names.collect();
+    let (network, peer_streams) = match attached {
+        Some((kubo, _)) => (Network::Kubo(kubo), None),
+        None => embedded(tasks, &store, identity, node_config(&config, names)?, web(tasks, &config)?).await?,
+    };
     let mirror_config = mirror_config(&config, signer, readonly, pull_through)?;
-    let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
-    let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;
+    let mirror =
+        Mirror::start(tasks, &store, network.ipfs(), network.record_updates(), mirror_config).await?;
 
     let running = Arc::new(Running {
         store,
         cache,
-        node,
+        network,
         mirror: mirror.clone(),
         tasks: tasks.clone(),
         servers: servers.clone(),
@@ -212,9 +221,11 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         write_key: config.names.write_key.clone(),
         started_at: Instant::now(),
     });
-    let gateway = peer::gateway::gateway(mirror.clone());
-    let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
-    peer::serve(servers, peer_streams, gateway, mesh);
+    if let Some(peer_streams) = peer_streams {
+        let gateway = peer::gateway::gateway(mirror.clone());
+        let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
+        peer::serve(servers, peer_streams, gateway, mesh);
+    }
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
     serve(servers, "registry", registry, router, tls, limits);
@@ -227,6 +238,30 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
+}
+
+/// The Kubo that is the network, if one is, and the keys that it has.
+async fn attach(
+    tasks: &Tasks,
+    store: &Store,
+    config: &Config,
+) -> Result<Option<(KuboClient, Option<KuboKeys>)>, KuboError> {
+    match &config.kubo {
+        Some(kubo) => Box::pin(KuboClient::start(tasks, store, kubo.clone())).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The embedded node, and the streams that its peers open.
+async fn embedded(
+    tasks: &Tasks,
+    store: &Store,
+    identity: Keypair,
+    config: NodeConfig,
+    web: Option<Web>,
+) -> Result<(Network, Option<PeerStreams>), DaemonError> {
+    let (node, peer_streams) = node::start_with(tasks, store, identity, config, web).await?;
+    Ok((Network::Node(node), Some(peer_streams)))
 }
 
 fn mirror_config(
@@ -326,37 +361,6 @@ fn moved(store: &Store, readonly: &[(IpnsName, FollowMode)]) -> Result<Vec<IpnsN
     Ok(names)
 }
 
-fn signer(
-    keystore: &Keystore,
-    config: &Config,
-    self_is_fresh: bool,
-    former: &[FormerName],
-) -> Result<Option<Signer>, DaemonError> {
-    let Some(name) = &config.names.write_key else { return Ok(None) };
-    let wrong = |source| DaemonError::Name { key: "writeipnskey".to_owned(), source };
-    let dir = config.store.root_directory.join("keystore");
-    let unknown = || KeystoreError::Missing { name: name.clone(), dir };
-    let keypair = keystore.get(name).and_then(|key| key.ok_or_else(unknown)).map_err(wrong)?;
-    let fresh = self_is_fresh && name == SELF;
-    let mut keys = Vec::with_capacity(former.len());
-    // A file that is no key is of no concern where none is looked for.
-    let all = if former.is_empty() { Vec::new() } else { keystore.list()? };
-    for (name, ipns) in all {
-        if former.iter().any(|former| former.name == ipns) {
-            keys.extend(keystore.get(&name)?);
-        }
-    }
-    Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity, former: keys }))
-}
-
-fn readonly(keystore: &Keystore, config: &Config) -> Result<Vec<(IpnsName, FollowMode)>, DaemonError> {
-    let resolve = |(n, name): (usize, &Name)| {
-        let wrong = |source| DaemonError::Name { key: format!("readonlyipnskeys[{n}]"), source };
-        Ok((keystore.resolve_name(&name.text).map_err(wrong)?, name.follow))
-    };
-    config.names.readonly.iter().enumerate().map(resolve).collect()
-}
-
 /// Replaces the socket of an earlier run: the lock of the store says that nobody uses it.
 fn control_socket(root_directory: &Path) -> std::io::Result<UnixListener> {
     let path = root_directory.join(api::SOCKET);
@@ -372,20 +376,9 @@ fn control_socket(root_directory: &Path) -> std::io::Result<UnixListener> {
 impl Running {
     /// `ready registry=… p2p=… ipns=…`: fields without spaces, lists joined by commas.
     fn ready_line(&self) -> String {
-        let addresses: Vec<String> = self.node.listen_addresses().iter().map(ToString::to_string).collect();
+        let addresses = self.network.addresses();
         let ipns = self.mirror.status().own.map(|own| own.name.to_string()).unwrap_or_default();
         format!("ready registry={} p2p={} ipns={ipns}", self.registry, addresses.join(","))
-    }
-}
-
-fn describe_nat(nat: NatStats) -> api::Nat {
-    api::Nat {
-        reachability: nat.reachability.as_str().to_owned(),
-        relayed_addresses: nat.relayed_addresses.iter().map(ToString::to_string).collect(),
-        direct_peers: nat.direct_peers,
-        relayed_peers: nat.relayed_peers,
-        reservations_given: nat.reservations,
-        circuits: nat.circuits,
     }
 }
 
@@ -398,15 +391,6 @@ fn describe_upstream(upstream: UpstreamStatus) -> api::Upstream {
     }
 }
 
-fn describe_web(web: WebStatus) -> api::Web {
-    api::Web {
-        url: web.url,
-        kind: if web.is_router { "router" } else { "gateway" }.to_owned(),
-        state: if web.is_asked { "asked" } else { "resting" }.to_owned(),
-        error: web.error,
-    }
-}
-
 fn describe_cache(status: &PullThroughStatus) -> api::Cache {
     let (live_bytes, disk_bytes) = (status.store.live_bytes, status.store.disk_bytes);
     api::Cache { live_bytes, disk_bytes, quota_bytes: status.quota_bytes }
@@ -414,7 +398,8 @@ fn describe_cache(status: &PullThroughStatus) -> api::Cache {
 
 impl Daemon for Running {
     fn status(&self) -> api::Status {
-        let (mirror, node, store) = (self.mirror.status(), self.node.stats(), self.store.blocks().stats());
+        let (mirror, store) = (self.mirror.status(), self.store.blocks().stats());
+        let (fetches, received_bytes, sent_bytes) = self.network.transfers();
         let cache = mirror.pull_through.as_ref().map(describe_cache);
         let (fills, upstreams) = match mirror.pull_through {
             Some(PullThroughStatus { fills, upstreams, .. }) => (fills, upstreams),
@@ -424,16 +409,7 @@ impl Daemon for Running {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started_at.elapsed().as_secs(),
             registry: self.registry.clone(),
-            node: api::Node {
-                peer_id: self.node.peer_id().to_base58(),
-                addresses: self.node.listen_addresses().iter().map(ToString::to_string).collect(),
-                peers: node.peers,
-                mesh_peers: node.mesh_peers,
-                announcements_waiting: node.announcements_waiting,
-                pubsub_peers: node.pubsub_peers,
-                web: node.web.into_iter().map(describe_web).collect(),
-                nat: describe_nat(node.nat),
-            },
+            node: self.network.status(),
             own: mirror.own.map(describe_own),
             readonly: mirror.readonly.into_iter().map(describe_followed).collect(),
             store: api::Store {
@@ -447,9 +423,9 @@ impl Daemon for Running {
             transfers: api::Transfers {
                 uploads: mirror.uploads,
                 downloads: mirror.downloads,
-                fetches: node.bitswap.fetches,
-                received_bytes: node.bitswap.bytes_received,
-                sent_bytes: node.bitswap.bytes_sent,
+                fetches,
+                received_bytes,
+                sent_bytes,
             },
             tasks: self.tasks.len() + self.servers.len(),
         }
@@ -461,7 +437,7 @@ impl Daemon for Running {
     ) -> Pin<Box<dyn Future<Output = Result<api::Resolved, String>> + Send + 'a>> {
         Box::pin(async move {
             let name: IpnsName = name.parse().map_err(|error| chain(&error))?;
-            let record = self.node.resolve(&name).await.map_err(|error| chain(&error))?;
+            let record = self.network.ipfs().resolve(&name).await.map_err(|error| chain(&error))?;
             Ok(api::Resolved {
                 name: name.to_string(),
                 value: record.value().to_owned(),

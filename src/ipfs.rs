@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -120,6 +121,33 @@ pub enum IpfsError {
     NotAsked(String, String),
     #[error("the node is shutting down")]
     Closed,
+    /// The daemon that is the network for us is not there, or does not let us in: nobody was asked.
+    #[error("{0}")]
+    Away(String),
+    /// It refused, or what it gave was wrong.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the key of {0} is nowhere where it could sign")]
+    NoKey(Box<IpnsName>),
+}
+
+impl IpfsError {
+    /// Whether nobody was there to be asked.
+    pub fn is_nobody_there(&self) -> bool {
+        matches!(self, Self::NoPeers(_) | Self::Away(_))
+    }
+}
+
+/// What a name is to be signed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signing {
+    pub name: IpnsName,
+    pub root: Cid,
+    pub sequence: u64,
+    /// From now to the end of the record's life.
+    pub validity: Duration,
+    /// How long readers may cache it.
+    pub ttl: Duration,
 }
 
 /// The IPFS network as the mirror needs it: the embedded node, or a Kubo daemon.
@@ -140,6 +168,20 @@ pub trait Ipfs: Send + Sync + 'static {
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError>;
     /// Has records of this name told of that peers put to us, from now on. What does not know of it tells of none.
     async fn follow(&self, _name: &IpnsName) {}
+    /// Has whoever is the network sign with a key that it holds, and put the record, which it returns.
+    /// [`IpfsError::NoKey`]: it holds no such key; the node never does.
+    async fn sign(&self, signing: &Signing) -> Result<IpnsRecord, IpfsError> {
+        Err(IpfsError::NoKey(Box::new(signing.name)))
+    }
+    /// Returns when all that is here of the DAG below `root` outlasts this daemon, under a label for people: a Kubo is
+    /// sent what it lacks, and pins it. To the node there is nothing to do, since it serves what is here.
+    async fn keep(&self, _label: &str, _root: &Cid) -> Result<(), IpfsError> {
+        Ok(())
+    }
+    /// Keeps under this label no longer what is not in `but`.
+    async fn let_go(&self, _label: &str, _but: &[Cid]) -> Result<(), IpfsError> {
+        Ok(())
+    }
     /// The peers that share pulled-through images with us: trusted, connected, and daemons like this one. Sorted. The
     /// value changes as they come and go.
     fn mesh(&self) -> watch::Receiver<Arc<[Peer]>>;

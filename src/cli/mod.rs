@@ -199,6 +199,8 @@ enum NameCommand {
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Read a config file and the environment as `serve` would, and say what is wrong
+    ///
+    /// With storage.ipfs.ipfsapiaddress the Kubo there is asked for its version.
     #[command(after_help = "Example: shoal config check config.yaml")]
     Check {
         /// The config file (YAML)
@@ -287,5 +289,10 @@ fn load(path: Option<PathBuf>) -> Result<Config, ConfigError> {
 fn check(path: Option<PathBuf>) -> Result<(), CommandError> {
     let config = load(path)?;
     print(&format!("ok: root directory {}", config.store.root_directory.display()));
+    if let Some(kubo) = &config.kubo {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let version = runtime.map_err(anyhow::Error::from)?.block_on(crate::kubo::version(kubo));
+        print(&format!("ok: Kubo {} answers at {}", version.map_err(anyhow::Error::from)?, kubo.api));
+    }
     Ok(())
 }

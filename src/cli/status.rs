@@ -156,21 +156,39 @@ fn web(asked: &[api::Web]) -> String {
     asked.iter().map(line).collect()
 }
 
+/// The embedded node, or the Kubo in its place.
+fn network(node: &api::Node) -> String {
+    let mut text = String::new();
+    let api::Node { peer_id, peers, mesh_peers, announcements_waiting, pubsub_peers, kubo, .. } = node;
+    if let Some(api::Kubo { api, version, error }) = kubo {
+        let version = version.as_deref().map_or_else(String::new, |version| format!(" {version}"));
+        let _ = writeln!(
+            text,
+            "kubo       {api}: Kubo{version} {peer_id}, {peers} peers, {announcements_waiting} announcements waiting"
+        );
+        let error = error.iter().map(|error| format!("           {error}\n"));
+        text.extend(error);
+        text.push_str("mesh       none, nor pubsub and mDNS of our own: they need the embedded node, in whose place Kubo is\n");
+        return text;
+    }
+    let _ = writeln!(
+        text,
+        "node       {peer_id}, {peers} peers, {mesh_peers} of them in the mesh, {announcements_waiting} announcements waiting"
+    );
+    let _ = match pubsub_peers {
+        Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
+        None => writeln!(text, "pubsub     off: names are polled"),
+    };
+    text += &reached(&node.nat);
+    text += &web(&node.web);
+    text
+}
+
 /// The status as a person reads it. Writing to a string cannot fail.
 fn readable(status: &api::Status) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "shoal {}, up {} s, {} tasks", status.version, status.uptime_s, status.tasks);
-    let _ = writeln!(
-        text,
-        "node       {}, {} peers, {} of them in the mesh, {} announcements waiting",
-        status.node.peer_id, status.node.peers, status.node.mesh_peers, status.node.announcements_waiting
-    );
-    text.push_str(&reached(&status.node.nat));
-    let _ = match status.node.pubsub_peers {
-        Some(peers) => writeln!(text, "pubsub     {peers} peers push new records of names, or take them"),
-        None => writeln!(text, "pubsub     off: names are polled"),
-    };
-    text += &web(&status.node.web);
+    text.push_str(&network(&status.node));
     match &status.own {
         Some(own) => {
             let sequence =
@@ -218,6 +236,19 @@ fn readable(status: &api::Status) -> String {
 mod tests {
     use super::*;
     use crate::oci::Digest;
+
+    #[test]
+    fn a_kubo_is_told_in_the_place_of_the_node() {
+        let kubo =
+            serde_json::json!({"api": "http://127.0.0.1:5001", "version": "0.43.0", "error": "it is asleep"});
+        let node = serde_json::json!({"peer_id": "12D3", "addresses": [], "peers": 2, "mesh_peers": 0,
+            "announcements_waiting": 1, "pubsub_peers": null, "kubo": kubo});
+        let text = network(&serde_json::from_value(node).unwrap());
+        assert!(text.starts_with(
+            "kubo       http://127.0.0.1:5001: Kubo 0.43.0 12D3, 2 peers, 1 announcements waiting\n"
+        ));
+        assert!(text.contains("           it is asleep\nmesh       none"), "{text}");
+    }
 
     #[test]
     fn what_is_mirrored_is_told_in_lines() {

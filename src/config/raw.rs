@@ -142,6 +142,8 @@ pub(super) struct Ipfs {
     pub(super) rootdirectory: Option<String>,
     pub(super) quota: Option<String>,
     pub(super) ipfsapiaddress: Option<String>,
+    pub(super) ipfsapiauth: Secret,
+    pub(super) ipfsapica: Option<String>,
     pub(super) writeipnskey: Option<String>,
     #[serde(deserialize_with = "list")]
     pub(super) readonlyipnskeys: Option<Vec<String>>,

@@ -109,6 +109,8 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "storage.ipfs.rootdirectory",
         "storage.ipfs.quota",
         "storage.ipfs.ipfsapiaddress",
+        "storage.ipfs.ipfsapiauth",
+        "storage.ipfs.ipfsapica",
         "storage.ipfs.writeipnskey",
         "storage.ipfs.readonlyipnskeys",
         "storage.ipfs.follow",
@@ -190,8 +192,8 @@ fn a_bad_value_is_named_with_its_key_and_what_would_be_right() {
         ("p2p: {lisen: []}", "config key p2p.lisen is unknown: did you mean p2p.listen?"),
         ("p2p: {zzz: 1}", "config key p2p.zzz is unknown"),
         (
-            "storage: {ipfs: {ipfsapiaddress: /ip4/127.0.0.1/tcp/5001}}",
-            "config key storage.ipfs.ipfsapiaddress = \"/ip4/127.0.0.1/tcp/5001\": not supported by this version: leave it empty for the embedded node",
+            "storage: {ipfs: {ipfsapiaddress: \"127.0.0.1:5001\"}}",
+            "config key storage.ipfs.ipfsapiaddress = \"127.0.0.1:5001\": a multiaddr or URL is expected, such as /ip4/127.0.0.1/tcp/5001, /unix/run/ipfs.sock or https://kubo.example.org",
         ),
         (
             "validation: {manifests: {images: {blobs: some}}}",

@@ -54,7 +54,7 @@ impl DagError {
     /// Whether nobody was there to be asked.
     pub fn is_no_peers(&self) -> bool {
         match self {
-            Self::Fetch(error) => matches!(error, IpfsError::NoPeers(_)),
+            Self::Fetch(error) => error.is_nobody_there(),
             Self::Shared(error) => error.is_no_peers(),
             _ => false,
         }

@@ -19,6 +19,7 @@ mod push;
 mod referrers;
 mod replicate;
 mod roots;
+mod signer;
 mod sources;
 mod start;
 #[cfg(test)]
@@ -60,7 +61,7 @@ use gc::Collector;
 use leases::Leases;
 pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER};
 use publish::Publisher;
-pub use publish::{OwnStatus, PublishError, PublishState, Signer};
+pub use publish::{OwnStatus, PublishError, PublishState};
 use pull_through::PullThrough;
 pub use pull_through::{
     BlobForPeer, CachedImage, FillStatus, ManifestForPeer, Pins, PullThroughConfig, PullThroughStatus,
@@ -71,6 +72,7 @@ pub use referrers::Referrers;
 pub use replicate::ReplicaStatus;
 use roots::Follow;
 pub use roots::FollowedStatus;
+pub use signer::{Signer, SigningKey};
 use upload::{Then, Uploads};
 use verify::Proven;
 

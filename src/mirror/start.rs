@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use tokio::sync::broadcast;
 
 use super::commit::Commits;
-use super::elsewhere::Elsewhere;
+use super::elsewhere::{Elsewhere, held};
 use super::gc::{self, Collector};
 use super::leases::Leases;
 use super::publish::{self, Publisher};
@@ -95,12 +95,8 @@ impl Mirror {
             None => None,
         };
         let elsewhere = Elsewhere::open(ipfs.clone(), config.naming, state.clone()).await?;
-        let kept = elsewhere.kept.roots();
-        tasks.spawn_short("layouts", |_| async move {
-            if let Err(error) = ipfs.provide(&kept).await {
-                tracing::debug!(%error, "layouts not announced");
-            }
-        });
+        let (kept, changed) = (elsewhere.kept.clone(), elsewhere.changed.clone());
+        tasks.spawn("layouts", |stop| held::run(kept, ipfs, changed, stop));
         let MirrorConfig { delete_enabled, validation, follow_quota_bytes, .. } = config;
         let elsewhere = Some(elsewhere);
         let parts = Parts {

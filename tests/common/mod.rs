@@ -151,6 +151,15 @@ impl Setup {
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
         Daemon::launch(folder, self.environment)
     }
+
+    /// Starts upon this config file and the environment alone, in a folder of its own.
+    pub fn start_with(self, config: &str) -> Daemon {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("config.yaml"), config).unwrap();
+        let data = folder.path().join("data").display().to_string();
+        let place = ("REGISTRY_STORAGE_IPFS_ROOTDIRECTORY".to_owned(), data);
+        Daemon::launch(folder, self.environment.into_iter().chain([place]).collect())
+    }
 }
 
 /// Entries of a section of YAML: `ours` in the place of the defaults with the same key.
@@ -257,6 +266,7 @@ impl Daemon {
     /// What `shoal status --json` says.
     pub fn status(&self) -> shoal::api::Status {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = command.args(["status", "--json", "--config"]).arg(self.config()).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
     }

@@ -6,6 +6,7 @@
 //! within it is a failure, never "not there".
 
 mod add;
+pub(super) mod held;
 pub(super) mod kept;
 mod layouts;
 mod names;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use cid::Cid;
 use moka::sync::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Asked, Blob, Inner, Manifest, MirrorError, Origin, Page, Referrers, Served};
@@ -49,13 +50,14 @@ const ID_CHARS_MIN: usize = 46;
 
 /// What is known of images elsewhere.
 pub(super) struct Elsewhere {
-    ipfs: Arc<dyn Ipfs>,
     names: Names,
     has_ens: bool,
     /// What the layout in a directory names, by the CID of its `index.json` and where it lies: nested indexes lie beside.
     layouts: Cache<(Cid, Cid, String), Arc<LayoutNames>>,
     slots: Semaphore,
     pub(super) kept: Kept,
+    /// A layout came or went.
+    pub(super) changed: Arc<Notify>,
 }
 
 /// What a repository name points to.
@@ -81,11 +83,11 @@ impl Elsewhere {
         };
         Ok(Self {
             has_ens: naming.has_ens(),
-            names: Names::new(ipfs.clone(), naming),
-            ipfs,
+            names: Names::new(ipfs, naming),
             layouts: Cache::builder().max_capacity(NAMES_BYTES_MAX).weigher(weigh).build(),
             slots: Semaphore::new(LOOKUPS_MAX),
             kept: Kept::open(state).await?,
+            changed: Arc::default(),
         })
     }
 

@@ -5,8 +5,7 @@ use jiff::Timestamp;
 use libp2p::identity::Keypair;
 
 use super::task::Task;
-use super::{PublishError, RECORD_TTL, Signer, name_of, own_record};
-use crate::ipfs::IpfsError;
+use super::{PublishError, RECORD_TTL, Signer, SigningKey, name_of, own_record};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::mirror::chain;
 use crate::store::{FormerName, StoreError, off_thread};
@@ -58,23 +57,26 @@ impl Task {
             return Err(PublishError::TooManyFormer(FORMER_MAX));
         }
         let (old, new) = (self.signer.name(), name_of(&key));
+        let SigningKey::Ours(old_key) = &self.signer.key else {
+            return Err(PublishError::Elsewhere(Box::new(old)));
+        };
+        let old_key = old_key.clone();
         let sequence = self.record.as_ref().map_or(0, |record| record.sequence).max(self.sequence_floor);
         let sequence = sequence.checked_add(1).ok_or(PublishError::Exhausted { sequence })?;
-        let pointer =
-            IpnsRecord::sign_pointer(&self.signer.keypair, &new, sequence, self.valid_until(), RECORD_TTL)?;
+        let pointer = IpnsRecord::sign_pointer(&old_key, &new, sequence, self.valid_until(), RECORD_TTL)?;
         let root = self.commits.root();
         let first = IpnsRecord::sign(&key, &root, 1, self.valid_until(), RECORD_TTL)?;
         let row = own_record(&first, root);
         let (state, first_row) = (self.state.clone(), row.clone());
         off_thread(move || state.set_own_record(&new, &first_row)).await?;
         self.commits.move_to(new).await.map_err(|error| PublishError::Move(Box::new(error)))?;
-        self.former.push(Former { record: pointer, key: Some(self.signer.keypair.clone()) });
+        self.former.push(Former { record: pointer, key: Some(*old_key) });
         if let Err(error) = self.save_former().await {
             self.former.pop();
             self.commits.move_to(old).await.map_err(|error| PublishError::Move(Box::new(error)))?;
             return Err(error.into());
         }
-        self.signer.keypair = key;
+        self.signer.key = SigningKey::Ours(Box::new(key));
         (self.record, self.sequence_floor) = (Some(row), 0);
         (self.put_pending, self.former_pending) = (true, true);
         self.resume();
@@ -133,7 +135,7 @@ impl Task {
                 continue;
             }
             match self.ipfs.publish(&former.record).await {
-                Err(error @ IpfsError::NoPeers(_)) => return Err(error.into()),
+                Err(error) if error.is_nobody_there() => return Err(error.into()),
                 // Whoever has a newer one refuses it, and that is no reason to keep on.
                 Err(error) => tracing::debug!(%error, "the record of a former name is not put"),
                 Ok(()) => (),

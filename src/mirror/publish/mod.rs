@@ -19,6 +19,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::MirrorError;
 use super::commit::Commits;
+use super::signer::{Signer, SigningKey, name_of};
 use crate::dag::DagError;
 use crate::ipfs::{Ipfs, IpfsError};
 use crate::ipld::ipns::{IpnsError, IpnsName, IpnsRecord};
@@ -33,27 +34,6 @@ const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 const RECORD_TTL: Duration = Duration::from_secs(60);
 /// Commands that may wait.
 const COMMANDS_QUEUED_MAX: usize = 16;
-
-/// The key that the own tree is published under.
-pub struct Signer {
-    pub keypair: Keypair,
-    /// Made by this start: nobody can know a record of it.
-    pub fresh: bool,
-    /// From signing to the end of a record's life.
-    pub record_validity: Duration,
-    /// The keys of names that were given up for this one, as far as they are there.
-    pub former: Vec<Keypair>,
-}
-
-impl Signer {
-    pub fn name(&self) -> IpnsName {
-        name_of(&self.keypair)
-    }
-}
-
-fn name_of(key: &Keypair) -> IpnsName {
-    IpnsName::from_peer_id(key.public().to_peer_id())
-}
 
 /// How far the own root has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,6 +161,10 @@ pub enum PublishError {
     Blocked,
     #[error("the network has not said yet what it knows of this name: try again when a peer is connected")]
     Unsettled,
+    #[error(
+        "the key of {0} is not in the keystore of this daemon: rotate it where it is, and name the new one in storage.ipfs.writeipnskey"
+    )]
+    Elsewhere(Box<IpnsName>),
     #[error("{0} names were given up before, and more are not kept alive")]
     TooManyFormer(usize),
     /// Of a record that is newer than ours.

@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::first_root::Known;
 use super::former::Former;
-use super::{Command, OwnStatus, PublishError, PublishState, RECORD_TTL, RETRY_PAUSE, Signer, own_record};
-use crate::ipfs::{Ipfs, IpfsError};
-use crate::ipld::ipns::IpnsRecord;
+use super::{
+    Command, OwnStatus, PublishError, PublishState, RECORD_TTL, RETRY_PAUSE, Signer, SigningKey, own_record,
+};
+use crate::ipfs::{Ipfs, IpfsError, Signing};
+use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::ipld::unixfs::encode_directory;
 use crate::mirror::chain;
 use crate::mirror::commit::Commits;
@@ -61,6 +63,8 @@ pub(super) struct Task {
     empty: Cid,
     /// What the next sequence must exceed, after the user chose to go over that of another writer.
     pub(super) sequence_floor: u64,
+    /// What the name points to, as far as this run knows.
+    put_root: Option<Cid>,
 }
 
 impl Task {
@@ -102,6 +106,7 @@ impl Task {
             empty: *encode_directory(Vec::new()).cid(),
             pause: RETRY_PAUSE.0,
             sequence_floor: 0,
+            put_root: None,
         };
         task.due = task.changed_since_signed().then(Instant::now);
         if let Some(rival) = &known.rival {
@@ -215,7 +220,7 @@ impl Task {
                 Duration::ZERO
             }
             Err(error) => {
-                let no_peers = matches!(error, PublishError::Ipfs(IpfsError::NoPeers(_)));
+                let no_peers = matches!(&error, PublishError::Ipfs(error) if error.is_nobody_there());
                 self.unsure |= matches!(error, PublishError::Ipfs(_));
                 let text = chain(&error);
                 tracing::debug!(error = %text, "not published yet");
@@ -255,10 +260,13 @@ impl Task {
         asked
     }
 
-    /// An empty tree that never was anything else is not worth a record.
+    /// An empty tree that never was anything else is not worth a record. A row without a record was only meant to become
+    /// one.
     pub(super) fn changed_since_signed(&self) -> bool {
-        let signed = self.record.as_ref().map_or(self.empty, |record| record.root);
-        signed != self.commits.root()
+        match &self.record {
+            Some(own) => own.bytes.is_empty() || own.root != self.commits.root(),
+            None => self.empty != self.commits.root(),
+        }
     }
 
     async fn obey(&mut self, command: Command) {
@@ -305,11 +313,46 @@ impl Task {
         let highest = last.max(self.sequence_floor);
         let sequence = highest.checked_add(1).ok_or(PublishError::Exhausted { sequence: highest })?;
         let valid_until = self.valid_until();
-        let record = IpnsRecord::sign(&self.signer.keypair, &root, sequence, valid_until, RECORD_TTL)?;
+        let record = match &self.signer.key {
+            SigningKey::Ours(keypair) => IpnsRecord::sign(keypair, &root, sequence, valid_until, RECORD_TTL)?,
+            SigningKey::Network(name) => self.sign_there(*name, root, sequence).await?,
+        };
         self.remember(own_record(&record, root)).await?;
         self.due = None;
         self.put_pending = true;
         Ok(())
+    }
+
+    /// Has the network sign. That it was asked is on disk before: a record that it made is then known as ours, whatever
+    /// happens meanwhile.
+    async fn sign_there(
+        &mut self,
+        name: IpnsName,
+        root: Cid,
+        sequence: u64,
+    ) -> Result<IpnsRecord, PublishError> {
+        self.keep(root).await?;
+        self.remember(OwnRecord { sequence, root, bytes: Vec::new() }).await?;
+        let validity = self.signer.record_validity;
+        let signing = Signing { name, root, sequence, validity, ttl: RECORD_TTL };
+        let signed = self.ipfs.sign(&signing).await;
+        // It may know of a newer record than we do.
+        self.settled &= signed.is_ok();
+        Ok(signed?)
+    }
+
+    /// Has the root kept before the name moves there; besides it only what the name points to.
+    async fn keep(&self, root: Cid) -> Result<(), IpfsError> {
+        let label = self.label();
+        self.ipfs.keep(&label, &root).await?;
+        match self.put_root {
+            Some(put) => self.ipfs.let_go(&label, &[put, root]).await,
+            None => Ok(()),
+        }
+    }
+
+    fn label(&self) -> String {
+        format!("shoal {}", self.signer.name())
     }
 
     /// Of a record that is signed now.
@@ -334,8 +377,13 @@ impl Task {
             self.put_pending = false;
             return Ok(());
         };
+        self.keep(root).await?;
         self.ipfs.publish(&record).await?;
         self.put_pending = false;
+        self.put_root = Some(root);
+        if let Err(error) = self.ipfs.let_go(&self.label(), &[root]).await {
+            tracing::debug!(%error, "what was kept of earlier roots stays until the next is published");
+        }
         let (sequence, current) = (record.sequence(), self.commits.root());
         tracing::info!(ipns = %self.signer.name(), sequence, %root, "published");
         self.status.send_modify(|status| {
@@ -351,7 +399,8 @@ impl Task {
 
     /// A root that is not signed yet is signed before the end, so that the next start puts it at once.
     async fn last_words(mut self) {
-        let may_sign = self.settled && !self.is_blocked();
+        let is_ours = matches!(self.signer.key, SigningKey::Ours(_));
+        let may_sign = is_ours && self.settled && !self.is_blocked();
         if may_sign
             && self.changed_since_signed()
             && let Err(error) = self.sign().await

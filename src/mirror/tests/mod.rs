@@ -24,8 +24,9 @@ use tokio::time::Instant;
 
 use super::commit::{Changes, Commits};
 use super::leases::Leases;
-use super::publish::{Publisher, Signer, first_root};
+use super::publish::{Publisher, first_root};
 use super::roots::{Follow, Following};
+use super::signer::{Signer, SigningKey};
 use crate::config::FollowMode;
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
@@ -246,7 +247,8 @@ impl Desk {
 
     async fn publisher_with(&self, key: Keypair, former: Vec<Keypair>, fresh: bool) -> (Commits, Publisher) {
         let ipfs: Arc<dyn Ipfs> = self.network.clone();
-        let signer = Signer { keypair: key, fresh, record_validity: VALIDITY, former };
+        let signer =
+            Signer { key: SigningKey::Ours(Box::new(key)), fresh, record_validity: VALIDITY, former };
         let (tree, state) = (self.tree.clone(), self.state().clone());
         let (root, known) = first_root(&ipfs, &tree, &state, &signer).await.unwrap();
         let commits = Commits::start(&self.tasks, tree, state.clone(), leases(), signer.name(), root);

@@ -21,7 +21,9 @@ use crate::config::{NamingConfig, Validation};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::ipld::{Block, Cid};
-use crate::mirror::{Asked, Mirror, MirrorConfig, Origin, PublishState, Purpose, PutManifest, Signer};
+use crate::mirror::{
+    Asked, Mirror, MirrorConfig, Origin, PublishState, Purpose, PutManifest, Signer, SigningKey,
+};
 use crate::naming::Naming;
 use crate::oci::manifest::OCI_MANIFEST;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, Tag};
@@ -167,8 +169,12 @@ impl Writer {
     async fn start(world: &Arc<World>, key: &Keypair, who: usize, folder: TempDir) -> Self {
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         world.stores.lock().unwrap()[who] = Some(store.clone());
-        let signer =
-            Signer { keypair: key.clone(), fresh: false, record_validity: VALIDITY, former: Vec::new() };
+        let signer = Signer {
+            key: SigningKey::Ours(Box::new(key.clone())),
+            fresh: false,
+            record_validity: VALIDITY,
+            former: Vec::new(),
+        };
         let config = MirrorConfig {
             signer: Some(signer),
             readonly: Vec::new(),
