@@ -3,7 +3,7 @@
 # embedded daemon reads it by its name; Kubo is killed with a push under way and started again; and pull-through works.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"; offline "$@"
-scene "24: attached to Kubo"
+scene "27: attached to Kubo"
 api_of() { cat "$W/$1/repo/api"; }
 # attached NAME API EXTRA - the config of a daemon that has that Kubo, with more lines of YAML behind it.
 attached() {
