@@ -24,7 +24,7 @@ use shoal::auth::Auth;
 use shoal::config::{NamingConfig, Validation};
 use shoal::http::router;
 use shoal::metrics::Metrics;
-use shoal::mirror::{Mirror, MirrorConfig, Signer};
+use shoal::mirror::{Mirror, MirrorConfig, Signer, SigningKey};
 use shoal::naming::Naming;
 use shoal::oci::Digest;
 use shoal::store::{Store, StoreOptions};
@@ -59,9 +59,10 @@ impl Fixture {
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         let tasks = Tasks::new();
         let signer = Signer {
-            keypair: Keypair::generate_ed25519(),
+            key: SigningKey::Ours(Box::new(Keypair::generate_ed25519())),
             fresh: true,
             record_validity: Duration::from_secs(48 * 3600),
+            former: Vec::new(),
         };
         let config = MirrorConfig {
             signer: Some(signer),

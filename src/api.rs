@@ -75,6 +75,51 @@ pub struct Node {
     pub announcements_waiting: usize,
     /// Peers that records of names are exchanged with over pubsub; absent if it is off.
     pub pubsub_peers: Option<usize>,
+    pub nat: Nat,
+    /// What is used instead of the embedded node; absent: that runs.
+    pub kubo: Option<Kubo>,
+    /// The delegated routers and gateways of the config.
+    #[serde(default)]
+    pub web: Vec<Web>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Web {
+    pub url: String,
+    /// `router` or `gateway`.
+    pub kind: String,
+    /// `asked`, or `resting` for a while after a failure.
+    pub state: String,
+    /// The last failure, unless an answer came since.
+    pub error: Option<String>,
+}
+
+/// How peers reach the node, and the node them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nat {
+    /// `public`, `private` (by a relay only), or `unknown` until a peer has tested it.
+    pub reachability: String,
+    /// Where it is reached by the relays that hold a reservation of it.
+    pub relayed_addresses: Vec<String>,
+    /// Peers with a direct connection.
+    pub direct_peers: usize,
+    /// Peers that are reached by a relay alone.
+    pub relayed_peers: usize,
+    /// Peers that this node is a relay for, and connections that it passes on.
+    pub reservations_given: usize,
+    pub circuits: usize,
+}
+
+/// A Kubo, whose peer id, addresses and peers are then those of the node. There is no mesh, no pubsub and no mDNS of our
+/// own with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kubo {
+    /// Where its RPC API is.
+    pub api: String,
+    /// Absent until it has answered.
+    pub version: Option<String>,
+    /// Why it did not answer the last time.
+    pub error: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,6 +132,52 @@ pub struct Own {
     /// `pending`, `published` or `blocked`.
     pub state: String,
     pub error: Option<String>,
+    /// Absent unless publishing is blocked.
+    #[serde(default)]
+    pub other_writer: Option<OtherWriter>,
+    /// Names that were given up for this one and lead to it, the oldest first.
+    #[serde(default)]
+    pub former_names: Vec<String>,
+}
+
+/// What another daemon has published with the same key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OtherWriter {
+    pub sequence: u64,
+    /// `/ipfs/<cid>`, or `/ipns/<name>` if it gave the name up.
+    pub value: String,
+    pub valid_until: String,
+}
+
+/// `POST /v0/name/adopt`. `POST /v0/publish` and `POST /v0/name/overwrite` answer [`Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Adopted {
+    pub own: Own,
+    /// Tags that pointed elsewhere in both trees; at most 10,000 are listed.
+    pub conflicts: Vec<TagConflict>,
+    /// Files that nobody delivered: they are fetched when they are asked for.
+    pub missing_files: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TagConflict {
+    pub repository: String,
+    pub tag: String,
+    /// The digest that it points to from now on.
+    pub ours: String,
+    /// The digest that it pointed to in the other tree.
+    pub theirs: String,
+}
+
+/// `POST /v0/key/rotate?name=…`; without a name, the key that is published under.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rotated {
+    /// The name in force.
+    pub name: String,
+    /// The name that leads to it.
+    pub former_name: String,
+    /// What the old key is called now.
+    pub former_key: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -105,6 +196,12 @@ pub struct Readonly {
     /// Since the root was taken over.
     pub root_age_s: Option<u64>,
     pub error: Option<String>,
+    /// The name that this one was given up for, and that is read in its place.
+    #[serde(default)]
+    pub moved_to: Option<String>,
+    /// Since a record on the way to the root expired: what is served may be out of date.
+    #[serde(default)]
+    pub expired_for_s: Option<u64>,
 }
 
 /// How far it has come.

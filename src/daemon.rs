@@ -13,27 +13,31 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::auth::{Auth, AuthError};
-use crate::config::{Config, FollowMode, Name, Net, SELF_SIGNED_FOLDER};
+use crate::config::{Config, FollowMode, Net, SELF_SIGNED_FOLDER};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
+use crate::http::describe::{describe_fill, describe_followed, describe_own};
 use crate::http::listen::{self, ListenError};
 use crate::http::peer;
 use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
-use crate::ipfs::{Ipfs, Peer};
+use crate::ipfs::{Peer, PeerStreams};
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
+use crate::kubo::{KuboClient, KuboError, KuboKeys};
 use crate::metrics::Metrics;
 use crate::mirror::{
-    FillStatus, FollowedStatus, Mirror, MirrorConfig, MirrorError, OwnStatus, PublishState,
-    PullThroughConfig, PullThroughStatus, Signer, chain,
+    Mirror, MirrorConfig, MirrorError, PublishError, PublishState, PullThroughConfig, PullThroughStatus,
+    Signer, chain,
 };
 use crate::naming::{Naming, NamingError};
-use crate::node::{self, NodeClient, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
-use crate::store::{CACHE_FOLDER, Store, StoreError, StoreOptions, off_thread};
+use crate::network::{KeyError, Keys, Network};
+use crate::node::{self, NodeConfig, NodeError, SwarmKey, SwarmKeyError};
+use crate::store::{CACHE_FOLDER, FormerName, Store, StoreError, StoreOptions, off_thread};
 use crate::tasks::Tasks;
 use crate::upstream::{UpstreamError, UpstreamStatus, Upstreams};
+use crate::web::{Web, WebConfig, WebError};
 
 /// What the parts below the servers have to end in, beyond what requests left of their time.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -53,14 +57,18 @@ pub enum DaemonError {
     Node(#[from] NodeError),
     #[error("config key p2p.swarmkey")]
     SwarmKey(#[from] SwarmKeyError),
-    #[error("config key storage.ipfs.{key}")]
-    Name { key: String, source: KeystoreError },
+    #[error(transparent)]
+    Kubo(#[from] KuboError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error(transparent)]
     Auth(#[from] AuthError),
     #[error("cannot make the control socket")]
     Socket(#[source] std::io::Error),
     #[error(transparent)]
     Upstream(Box<UpstreamError>),
+    #[error("config key p2p")]
+    Web(#[from] WebError),
     #[error(transparent)]
     Naming(#[from] NamingError),
     #[error(transparent)]
@@ -145,13 +153,15 @@ struct Running {
     store: Store,
     /// What was pulled through.
     cache: Option<Store>,
-    node: NodeClient,
+    network: Network,
     mirror: Mirror,
     tasks: Tasks,
     /// Listeners and their connections, which stop before the others.
     servers: Tasks,
     /// The URL of the registry.
     registry: String,
+    keystore: Keystore,
+    write_key: Option<String>,
     started_at: Instant,
 }
 
@@ -170,6 +180,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let store = off_thread(move || Store::open(&root_directory, StoreOptions::default())).await;
     let store = store.map_err(DaemonError::Store)?;
     let keystore = Keystore::open(&config.store.root_directory)?;
+    let former = finish_rotation(&keystore, &store, &config)?;
     let (identity, fresh) = keystore.get_or_generate(SELF)?;
     let tls = match &config.http.tls {
         Some(tls) => {
@@ -179,31 +190,42 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         }
         None => None,
     };
-    let signer = signer(&keystore, &config, fresh)?;
-    let readonly = readonly(&keystore, &config)?;
+    let attached = attach(tasks, &store, &config).await?;
+    let api = config.kubo.as_ref().map(|kubo| kubo.api.to_string());
+    let kubo = api.as_deref().zip(attached.as_ref().map(|(_, keys)| keys.as_ref()));
+    let keys = Keys { keystore: &keystore, self_is_fresh: fresh, kubo, former: &former };
+    let (signer, readonly) = (keys.signer(&config)?, keys.readonly(&config)?);
     let metrics = Metrics::default();
     let pull_through = pull_through(&config, &identity, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
     let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
-    let node_config = node_config(&config, names.collect())?;
-    let (node, peer_streams) = node::start(tasks, &store, identity, node_config).await?;
+    let names = names.chain(former.iter().map(|former| former.name)).chain(moved(&store, &readonly)?);
+    let names = names.collect();
+    let (network, peer_streams) = match attached {
+        Some((kubo, _)) => (Network::Kubo(kubo), None),
+        None => embedded(tasks, &store, identity, node_config(&config, names)?, web(tasks, &config)?).await?,
+    };
     let mirror_config = mirror_config(&config, signer, readonly, pull_through)?;
-    let ipfs: Arc<dyn Ipfs> = Arc::new(node.clone());
-    let mirror = Mirror::start(tasks, &store, ipfs, node.record_updates(), mirror_config).await?;
+    let mirror =
+        Mirror::start(tasks, &store, network.ipfs(), network.record_updates(), mirror_config).await?;
 
     let running = Arc::new(Running {
         store,
         cache,
-        node,
+        network,
         mirror: mirror.clone(),
         tasks: tasks.clone(),
         servers: servers.clone(),
         registry: registry_url,
+        keystore,
+        write_key: config.names.write_key.clone(),
         started_at: Instant::now(),
     });
-    let gateway = peer::gateway::gateway(mirror.clone());
-    let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
-    peer::serve(servers, peer_streams, gateway, mesh);
+    if let Some(peer_streams) = peer_streams {
+        let gateway = peer::gateway::gateway(mirror.clone());
+        let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
+        peer::serve(servers, peer_streams, gateway, mesh);
+    }
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };
     serve(servers, "registry", registry, router, tls, limits);
@@ -216,6 +238,30 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
         serve(servers, "debug", Listener::Tcp(debug), pages, None, limits);
     }
     Ok(running)
+}
+
+/// The Kubo that is the network, if one is, and the keys that it has.
+async fn attach(
+    tasks: &Tasks,
+    store: &Store,
+    config: &Config,
+) -> Result<Option<(KuboClient, Option<KuboKeys>)>, KuboError> {
+    match &config.kubo {
+        Some(kubo) => Box::pin(KuboClient::start(tasks, store, kubo.clone())).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The embedded node, and the streams that its peers open.
+async fn embedded(
+    tasks: &Tasks,
+    store: &Store,
+    identity: Keypair,
+    config: NodeConfig,
+    web: Option<Web>,
+) -> Result<(Network, Option<PeerStreams>), DaemonError> {
+    let (node, peer_streams) = node::start_with(tasks, store, identity, config, web).await?;
+    Ok((Network::Node(node), Some(peer_streams)))
 }
 
 fn mirror_config(
@@ -251,7 +297,18 @@ fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<NodeConfig, D
         connections_max: config.limits.p2p_connections_max,
         swarm_key,
         mdns: p2p.mdns,
+        nat: p2p.nat,
+        upnp: p2p.upnp,
+        relay: p2p.relay,
+        relays: p2p.relays,
     })
+}
+
+/// Who is asked over HTTP besides the peers. Without any, providers that have gateways are still asked for blocks.
+fn web(tasks: &Tasks, config: &Config) -> Result<Option<Web>, DaemonError> {
+    let config =
+        WebConfig { routers: config.p2p.delegated_routers.clone(), gateways: config.p2p.gateways.clone() };
+    Ok(Some(Web::start(tasks, &config)?))
 }
 
 /// What is needed to mirror other registries, if any is mirrored.
@@ -276,22 +333,32 @@ async fn pull_through(
     }))
 }
 
-fn signer(keystore: &Keystore, config: &Config, self_is_fresh: bool) -> Result<Option<Signer>, DaemonError> {
-    let Some(name) = &config.names.write_key else { return Ok(None) };
-    let wrong = |source| DaemonError::Name { key: "writeipnskey".to_owned(), source };
-    let dir = config.store.root_directory.join("keystore");
-    let unknown = || KeystoreError::Missing { name: name.clone(), dir };
-    let keypair = keystore.get(name).and_then(|key| key.ok_or_else(unknown)).map_err(wrong)?;
-    let fresh = self_is_fresh && name == SELF;
-    Ok(Some(Signer { keypair, fresh, record_validity: config.names.record_validity }))
+/// The names that were given up. A rotation that was decided when the daemon ended is ended first.
+fn finish_rotation(
+    keystore: &Keystore,
+    store: &Store,
+    config: &Config,
+) -> Result<Vec<FormerName>, DaemonError> {
+    let former = store.state().former_names().map_err(DaemonError::Store)?;
+    let Some(key) = &config.names.write_key else { return Ok(former) };
+    // A key that is not there is complained of where it is needed.
+    let Ok(name) = keystore.resolve_name(key) else { return Ok(former) };
+    if let Some(moved) = former.iter().find(|former| former.name == name)
+        && let Some(aside) = keystore.finish_rotation(key, &moved.moved_to)?
+    {
+        tracing::info!(key, aside, "a rotation of the key that was broken off is ended");
+    }
+    Ok(former)
 }
 
-fn readonly(keystore: &Keystore, config: &Config) -> Result<Vec<(IpnsName, FollowMode)>, DaemonError> {
-    let resolve = |(n, name): (usize, &Name)| {
-        let wrong = |source| DaemonError::Name { key: format!("readonlyipnskeys[{n}]"), source };
-        Ok((keystore.resolve_name(&name.text).map_err(wrong)?, name.follow))
-    };
-    config.names.readonly.iter().enumerate().map(resolve).collect()
+/// The names that those that are followed were given up for, as far as they are known.
+fn moved(store: &Store, readonly: &[(IpnsName, FollowMode)]) -> Result<Vec<IpnsName>, DaemonError> {
+    let mut names = Vec::new();
+    for (name, _) in readonly {
+        let row = store.state().followed(name).map_err(DaemonError::Store)?;
+        names.extend(row.iter().flat_map(|row| row.moved.iter().map(|moved| moved.name)));
+    }
+    Ok(names)
 }
 
 /// Replaces the socket of an earlier run: the lock of the store says that nobody uses it.
@@ -309,62 +376,9 @@ fn control_socket(root_directory: &Path) -> std::io::Result<UnixListener> {
 impl Running {
     /// `ready registry=… p2p=… ipns=…`: fields without spaces, lists joined by commas.
     fn ready_line(&self) -> String {
-        let addresses: Vec<String> = self.node.listen_addresses().iter().map(ToString::to_string).collect();
+        let addresses = self.network.addresses();
         let ipns = self.mirror.status().own.map(|own| own.name.to_string()).unwrap_or_default();
         format!("ready registry={} p2p={} ipns={ipns}", self.registry, addresses.join(","))
-    }
-}
-
-fn describe_own(own: OwnStatus) -> api::Own {
-    let state = match own.state {
-        PublishState::Pending => "pending",
-        PublishState::Published => "published",
-        PublishState::Blocked => "blocked",
-    };
-    api::Own {
-        name: own.name.to_string(),
-        root: own.root.to_string(),
-        sequence: own.sequence,
-        published_at: own.published_at.map(|at| at.to_string()),
-        state: state.to_owned(),
-        error: own.error,
-    }
-}
-
-fn describe_followed(followed: FollowedStatus) -> api::Readonly {
-    let seconds = |duration: Duration| duration.as_secs();
-    let replica = followed.replica;
-    api::Readonly {
-        name: followed.name.to_string(),
-        follow: match followed.mode {
-            FollowMode::None => "none",
-            FollowMode::Tags => "tags",
-            FollowMode::All => "all",
-        }
-        .to_owned(),
-        replica: api::Replica {
-            whole: replica.is_whole,
-            blobs: replica.blobs,
-            blobs_held: replica.blobs_held,
-            received_bytes: replica.received_bytes,
-            error: replica.error,
-        },
-        root: followed.root.map(|root| root.to_string()),
-        sequence: followed.sequence,
-        valid_until: followed.valid_until.map(|until| until.to_string()),
-        record_age_s: followed.record_age.map(seconds),
-        root_age_s: followed.root_age.map(seconds),
-        error: followed.error,
-    }
-}
-
-fn describe_fill(fill: FillStatus) -> api::Fill {
-    api::Fill {
-        repository: fill.repository.to_string(),
-        digest: fill.digest.to_string(),
-        size_bytes: fill.size_bytes,
-        received_bytes: fill.received_bytes,
-        from: fill.from.map(|from| from.to_string()),
     }
 }
 
@@ -384,7 +398,8 @@ fn describe_cache(status: &PullThroughStatus) -> api::Cache {
 
 impl Daemon for Running {
     fn status(&self) -> api::Status {
-        let (mirror, node, store) = (self.mirror.status(), self.node.stats(), self.store.blocks().stats());
+        let (mirror, store) = (self.mirror.status(), self.store.blocks().stats());
+        let (fetches, received_bytes, sent_bytes) = self.network.transfers();
         let cache = mirror.pull_through.as_ref().map(describe_cache);
         let (fills, upstreams) = match mirror.pull_through {
             Some(PullThroughStatus { fills, upstreams, .. }) => (fills, upstreams),
@@ -394,14 +409,7 @@ impl Daemon for Running {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started_at.elapsed().as_secs(),
             registry: self.registry.clone(),
-            node: api::Node {
-                peer_id: self.node.peer_id().to_base58(),
-                addresses: self.node.listen_addresses().iter().map(ToString::to_string).collect(),
-                peers: node.peers,
-                mesh_peers: node.mesh_peers,
-                announcements_waiting: node.announcements_waiting,
-                pubsub_peers: node.pubsub_peers,
-            },
+            node: self.network.status(),
             own: mirror.own.map(describe_own),
             readonly: mirror.readonly.into_iter().map(describe_followed).collect(),
             store: api::Store {
@@ -415,9 +423,9 @@ impl Daemon for Running {
             transfers: api::Transfers {
                 uploads: mirror.uploads,
                 downloads: mirror.downloads,
-                fetches: node.bitswap.fetches,
-                received_bytes: node.bitswap.bytes_received,
-                sent_bytes: node.bitswap.bytes_sent,
+                fetches,
+                received_bytes,
+                sent_bytes,
             },
             tasks: self.tasks.len() + self.servers.len(),
         }
@@ -429,7 +437,7 @@ impl Daemon for Running {
     ) -> Pin<Box<dyn Future<Output = Result<api::Resolved, String>> + Send + 'a>> {
         Box::pin(async move {
             let name: IpnsName = name.parse().map_err(|error| chain(&error))?;
-            let record = self.node.resolve(&name).await.map_err(|error| chain(&error))?;
+            let record = self.network.ipfs().resolve(&name).await.map_err(|error| chain(&error))?;
             Ok(api::Resolved {
                 name: name.to_string(),
                 value: record.value().to_owned(),
@@ -439,11 +447,46 @@ impl Daemon for Running {
         })
     }
 
+    fn rotate(
+        &self,
+        name: Option<String>,
+    ) -> Pin<Box<dyn Future<Output = Result<api::Rotated, String>> + Send + '_>> {
+        Box::pin(async move {
+            let Some(key) = self.write_key.clone() else { return Err(chain(&MirrorError::ReadOnly)) };
+            if let Some(name) = name.filter(|name| *name != key) {
+                return Err(format!(
+                    "key {name:?} is not published under: this daemon publishes under {key:?}"
+                ));
+            }
+            let own = self.mirror.status().own.ok_or_else(|| chain(&MirrorError::ReadOnly))?;
+            if own.state == PublishState::Blocked {
+                return Err(chain(&MirrorError::Rotate(PublishError::Blocked)));
+            }
+            let former_name = own.name.to_string();
+            let on_disk = |error: KeystoreError| chain(&error);
+            let (keystore, of) = (self.keystore.clone(), key.clone());
+            let successor = off_thread(move || Ok(keystore.successor(&of))).await;
+            let successor = successor.map_err(|error| chain(&error))?.map_err(on_disk)?;
+            let own = self.mirror.rotate(successor).await.map_err(|error| chain(&error))?;
+            // What is left to be done from here on, the next start does as well.
+            let keystore = self.keystore.clone();
+            let rotated = off_thread(move || Ok(keystore.rotate(&key))).await;
+            let former_key = rotated.map_err(|error| chain(&error))?.map_err(on_disk)?;
+            Ok(api::Rotated { name: own.name.to_string(), former_name, former_key })
+        })
+    }
+
     fn refresh(&self, metrics: &Metrics) {
         let status = self.status();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         metrics.peers.set(count(status.node.peers));
         metrics.mesh_peers.set(count(status.node.mesh_peers));
+        let nat = &status.node.nat;
+        metrics.reachable.set(u64::from(nat.reachability == "public"));
+        metrics.relay_reservations.set(count(nat.relayed_addresses.len()));
+        metrics.direct_peers.set(count(nat.direct_peers));
+        metrics.relayed_peers.set(count(nat.relayed_peers));
+        metrics.relayed_circuits.set(count(nat.circuits));
         metrics.fills.set(count(status.fills.len()));
         if let Some(cache) = &status.cache {
             metrics.cache_live_bytes.set(cache.live_bytes);

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -115,8 +116,38 @@ pub enum IpfsError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A delegated router or a gateway that may have it gave no answer: whether it exists is unknown.
+    #[error("{0} is not found, but not everybody could be asked: {1}")]
+    NotAsked(String, String),
     #[error("the node is shutting down")]
     Closed,
+    /// The daemon that is the network for us is not there, or does not let us in: nobody was asked.
+    #[error("{0}")]
+    Away(String),
+    /// It refused, or what it gave was wrong.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the key of {0} is nowhere where it could sign")]
+    NoKey(Box<IpnsName>),
+}
+
+impl IpfsError {
+    /// Whether nobody was there to be asked.
+    pub fn is_nobody_there(&self) -> bool {
+        matches!(self, Self::NoPeers(_) | Self::Away(_))
+    }
+}
+
+/// What a name is to be signed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signing {
+    pub name: IpnsName,
+    pub root: Cid,
+    pub sequence: u64,
+    /// From now to the end of the record's life.
+    pub validity: Duration,
+    /// How long readers may cache it.
+    pub ttl: Duration,
 }
 
 /// The IPFS network as the mirror needs it: the embedded node, or a Kubo daemon.
@@ -125,7 +156,8 @@ pub enum IpfsError {
 #[async_trait]
 pub trait Ipfs: Send + Sync + 'static {
     /// Fetches a block from peers, first from those that had its root. The result is verified and not yet stored.
-    /// Ends with [`IpfsError::NoProvider`] or [`IpfsError::Timeout`] within a minute.
+    /// Ends with [`IpfsError::NoProvider`] or [`IpfsError::Timeout`] within a minute, and a quarter more where gateways are
+    /// asked.
     async fn fetch(&self, want: Want) -> Result<Block, IpfsError>;
     /// Makes these roots findable: the node announces them in the background, at a bounded rate, and again before
     /// the announcements expire. Returns when they are queued.
@@ -134,6 +166,22 @@ pub trait Ipfs: Send + Sync + 'static {
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError>;
     /// Puts a record, ours or one that we keep alive; returns when enough peers hold it.
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError>;
+    /// Has records of this name told of that peers put to us, from now on. What does not know of it tells of none.
+    async fn follow(&self, _name: &IpnsName) {}
+    /// Has whoever is the network sign with a key that it holds, and put the record, which it returns.
+    /// [`IpfsError::NoKey`]: it holds no such key; the node never does.
+    async fn sign(&self, signing: &Signing) -> Result<IpnsRecord, IpfsError> {
+        Err(IpfsError::NoKey(Box::new(signing.name)))
+    }
+    /// Returns when all that is here of the DAG below `root` outlasts this daemon, under a label for people: a Kubo is
+    /// sent what it lacks, and pins it. To the node there is nothing to do, since it serves what is here.
+    async fn keep(&self, _label: &str, _root: &Cid) -> Result<(), IpfsError> {
+        Ok(())
+    }
+    /// Keeps under this label no longer what is not in `but`.
+    async fn let_go(&self, _label: &str, _but: &[Cid]) -> Result<(), IpfsError> {
+        Ok(())
+    }
     /// The peers that share pulled-through images with us: trusted, connected, and daemons like this one. Sorted. The
     /// value changes as they come and go.
     fn mesh(&self) -> watch::Receiver<Arc<[Peer]>>;

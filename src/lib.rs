@@ -11,7 +11,9 @@
 //! | [`ipld`] | blocks, UnixFS, IPNS records. Pure. | nothing of ours |
 //! | [`ipfs`] | the seam to the network: fetch, provide, resolve, publish, HTTP between peers | `ipld` |
 //! | [`store`] | what is on disk: packs of blocks, an index, the state | `oci`, `ipld` |
-//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh | `ipld`, `ipfs`, `store` |
+//! | [`web`] | IPFS over plain HTTP: delegated routers and trustless gateways | `ipld`, `ipfs`, `upstream` |
+//! | [`node`] | the embedded libp2p node, as an [`ipfs::Ipfs`]: Kademlia, Bitswap, records over gossipsub, the mesh, the way in behind NATs | `ipld`, `ipfs`, `store`, `web` |
+//! | [`kubo`] | a Kubo daemon over its RPC API, as an [`ipfs::Ipfs`] in the place of the node | `ipld`, `ipfs`, `store` |
 //! | [`dag`] | files and directories as DAGs, local first, filled from the network | `ipld`, `ipfs`, `store` |
 //! | [`upstream`] | the registries that are mirrored, as a client of theirs | `oci` |
 //! | [`naming`] | names that lead to a path of IPFS: DNSLink and ENS | `ipld` |
@@ -22,9 +24,10 @@
 //! | [`logging`] | how log lines are written | nothing of ours |
 //! | [`keystore`] | key files | `ipld` |
 //! | [`api`] | what daemon and command line say to each other | nothing of ours |
-//! | [`cli`] | the command line; moves images between files and the daemon, points container engines at the mirror | `config`, `keystore`, `oci`, `api` |
+//! | [`cli`] | the command line; moves images between files and the daemon, points container engines at the mirror | `config`, `keystore`, `oci`, `api`, `kubo` |
 //! | [`tasks`] | spawns, names, cancels and awaits what lives long | nothing of ours |
 //! | [`metrics`] | every metric, declared once | nothing of ours |
+//! | [`network`] | which of the two networks the daemon has, and whose keys names mean | `api`, `ipfs`, `ipld`, `keystore`, `kubo`, `mirror`, `node` |
 //! | [`daemon`] | where parts meet: opens, starts in order, stops in reverse | all |
 //!
 //! `config`, `tasks` and `metrics` are open to all but the pure parts. `tests/architecture.rs` holds the code to this table.
@@ -38,7 +41,8 @@
 //!
 //! *A push.* Bytes go into the blockstore as they come, hashed on two levels; the closing `PUT` compares the digest, and
 //! one commit puts the blob into the own tree: pack synced, index flushed, root on disk, then `201`. Publishing follows
-//! behind: new roots become one signed record, its sequence on disk before it leaves.
+//! behind: new roots become one signed record, its sequence on disk before it leaves. Where a Kubo is the network, what the
+//! new root has and the last one had not goes there first, and is pinned.
 //!
 //! *A pull-through.* What no tree has is looked for at the registry that the request means. A tag is confirmed by a `HEAD`
 //! unless that was done within its time to live; a manifest or blob becomes one fill, however many ask: its bytes go to all
@@ -64,7 +68,7 @@
 //!
 //! * Absence is `Ok(None)`, failure is `Err`. "Not found" is said only when every source said so.
 //! * One owner for each changing thing: the event loop has the swarm, `mirror/commit.rs` the own root,
-//!   `mirror/publish.rs` its record, a task per name what is followed. No lock is held across an await.
+//!   `mirror/publish` its record, a task per name what is followed. No lock is held across an await.
 //! * Bytes are verified where they enter: a block at [`ipld::Block::verify`], a blob before its commit, a record before it
 //!   is stored or believed. Inside, the types are trusted.
 //! * Everything has a bound, with its unit in its name.
@@ -90,12 +94,15 @@ pub mod http;
 pub mod ipfs;
 pub mod ipld;
 pub mod keystore;
+pub mod kubo;
 pub mod logging;
 pub mod metrics;
 pub mod mirror;
 pub mod naming;
+pub mod network;
 pub mod node;
 pub mod oci;
 pub mod store;
 pub mod tasks;
 pub mod upstream;
+pub mod web;

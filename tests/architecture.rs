@@ -16,7 +16,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("ipfs", &["ipld"]),
     ("store", &["oci", "ipld"]),
-    ("node", &["ipld", "ipfs", "store"]),
+    ("web", &["ipld", "ipfs", "upstream"]),
+    ("node", &["ipld", "ipfs", "store", "web"]),
+    ("kubo", &["ipld", "ipfs", "store"]),
     ("dag", &["ipld", "ipfs", "store"]),
     ("upstream", &["oci"]),
     ("naming", &["ipld"]),
@@ -25,7 +27,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("http", &["oci", "ipld", "ipfs", "mirror", "auth", "api"]),
     ("keystore", &["ipld"]),
     ("logging", &[]),
-    ("cli", &["config", "keystore", "oci", "api"]),
+    ("cli", &["config", "keystore", "oci", "api", "kubo"]),
+    ("network", &["api", "ipfs", "ipld", "keystore", "kubo", "mirror", "node"]),
 ];
 const PURE: &[&str] = &["oci", "ipld"];
 const OPEN: &[&str] = &["config", "tasks", "metrics"];
@@ -37,14 +40,14 @@ const ONLY_HERE: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("jsonwebtoken", &["auth", "config"]),
     ("indicatif", &["cli"]),
-    ("reqwest", &["upstream", "naming", "cli"]),
+    ("reqwest", &["upstream", "naming", "web", "cli", "kubo"]),
     ("hickory_resolver", &["naming"]),
     ("tar", &["cli"]),
     (
         "tokio",
         &[
-            "tasks", "ipfs", "store", "node", "dag", "upstream", "naming", "mirror", "http", "auth", "cli",
-            "daemon",
+            "tasks", "ipfs", "store", "web", "node", "kubo", "dag", "upstream", "naming", "mirror", "http",
+            "auth", "cli", "network", "daemon",
         ],
     ),
 ];

@@ -91,6 +91,29 @@ async fn every_blob_is_pulled_when_the_author_is_gone() {
 }
 
 #[tokio::test]
+async fn a_restart_goes_on_from_what_is_here() {
+    let (author, image) = author(5000).await;
+    let reader = reader(&author, "all");
+    let blobs = usize::try_from(4 * TAGS).unwrap();
+    has(&reader, "whole", |replica| replica.whole && replica.blobs == blobs).await;
+    let walks = |reader: &Daemon| reader.log().matches("all of the root is here that is to be").count();
+    let before = walks(&reader);
+    let reader = reader.kill_and_restart();
+    let replica = has(&reader, "whole at once", |replica| replica.whole).await;
+    assert_eq!((replica.blobs, replica.blobs_held, replica.received_bytes), (blobs, blobs, 0));
+    lists_all(&reader).await;
+    assert_eq!(walks(&reader), before, "the tree was walked again");
+
+    author.push("library/app", "new", &image(TAGS)).await;
+    let replica = has(&reader, "whole again", |replica| replica.blobs == blobs + 4 && replica.whole).await;
+    let new: u64 = image(TAGS).blobs.iter().map(|blob| blob.len() as u64).sum();
+    let received_max = new + image(TAGS).manifest.len() as u64;
+    assert!((1..=received_max).contains(&replica.received_bytes), "{replica:?}");
+    author.kill();
+    assert_eq!(reader.pull("library/app", "new").await.unwrap(), image(TAGS));
+}
+
+#[tokio::test]
 async fn a_quota_keeps_further_blobs_out_and_takes_no_tag_away() {
     let (author, image) = author(3000).await;
     // More than a manifest and less than the images.

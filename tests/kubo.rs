@@ -116,6 +116,10 @@ async fn kubos_gateway_over_libp2p_is_asked_as_our_own_is() {
         connections_max: 1,
         swarm_key: None,
         mdns: false,
+        nat: false,
+        upnp: false,
+        relay: false,
+        relays: Vec::new(),
     };
     let (client, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
     let peer = Peer::new(address.rsplit_once('/').unwrap().1);

@@ -137,6 +137,10 @@ impl Stranger {
             connections_max: 1,
             swarm_key: None,
             mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
         };
         let (client, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let address: Multiaddr = daemon.address.parse().unwrap();
@@ -224,6 +228,10 @@ impl Liar {
             connections_max: 16,
             swarm_key: None,
             mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
             pubsub: false,
         };
         let (_, streams) = node::start(&tasks, &store, key, config).await.unwrap();

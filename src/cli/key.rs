@@ -1,12 +1,15 @@
-//! `shoal key`: works on the files, with or without a running daemon.
+//! `shoal key`: works on the files, with or without a running daemon; but for `rotate`, which the daemon does.
 
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Subcommand;
+use hyper::Method;
 
-use super::{CommandError, Which, load, print};
+use super::client::{ask, encoded};
+use super::{CommandError, Which, complain, load, print};
+use crate::api;
 use crate::keystore::{KeyKind, Keystore};
 
 #[derive(Debug, Subcommand)]
@@ -43,6 +46,18 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         which: Which,
     },
+    /// Publish under a new key, to which the old name leads on
+    ///
+    /// The daemon makes the key and publishes the tree under its name. The old name gets a last record that points there, is
+    /// kept alive like the new one, and readers follow it. The old key is kept, as NAME-old: it signs that record anew. With
+    /// `self` the peer id of the daemon is another one from its next start on.
+    #[command(after_help = "Example: shoal key rotate\n         shoal key rotate team")]
+    Rotate {
+        /// The key that the daemon publishes under, which it is if left out
+        name: Option<String>,
+        #[command(flatten)]
+        which: Which,
+    },
 }
 
 /// The longest key file that is read, in bytes.
@@ -73,6 +88,12 @@ pub(super) fn run(command: KeyCommand) -> Result<(), CommandError> {
             let keystore = open(which)?;
             keystore.import(&name, &bytes).context("key not imported")?;
             print(&keystore.resolve_name(&name).context("key not read back")?.to_string());
+        }
+        KeyCommand::Rotate { name, which } => {
+            let query = name.map(|name| format!("?name={}", encoded(&name))).unwrap_or_default();
+            let rotated: api::Rotated = ask(&which, &Method::POST, &format!("/v0/key/rotate{query}"))?;
+            print(&rotated.name);
+            complain(&format!("{} leads there; its key is {:?}", rotated.former_name, rotated.former_key));
         }
         KeyCommand::Export { name, which } => {
             let bytes = open(which)?.export(&name).context("key not exported")?;

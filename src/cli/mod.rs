@@ -1,4 +1,4 @@
-//! The command line: arguments, one file per command. `key`, `config` and `setup` work on files; all else but `serve` asks
+//! The command line: arguments, one file per command. `key` (but for `rotate`), `config` and `setup` work on files; all else but `serve` asks
 //! the running daemon over its socket.
 
 mod cache;
@@ -10,6 +10,7 @@ mod import;
 mod key;
 mod layout;
 mod load;
+mod name;
 mod pull;
 mod save;
 mod setup;
@@ -46,7 +47,7 @@ enum Command {
         /// The config file (YAML); see config/default.yaml for every key
         config: Option<PathBuf>,
     },
-    /// Make, list, import and export keys
+    /// Make, list, import, export and rotate keys
     #[command(subcommand, after_help = "Example: shoal key gen team")]
     Key(key::KeyCommand),
     /// Show who the daemon is: peer id, addresses, IPNS name
@@ -58,7 +59,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Resolve and publish IPNS names
+    /// Resolve and publish IPNS names, and settle what two writers of one did
     #[command(subcommand, after_help = "Example: shoal name resolve k51qzi5uqu5d…")]
     Name(NameCommand),
     /// Show roots, peers, store and transfers of the daemon
@@ -170,9 +171,26 @@ enum NameCommand {
     /// Publish the own root now
     #[command(after_help = "Example: shoal name publish")]
     Publish {
-        /// Also over a newer record that another daemon signed with the same key: what it published is no longer seen
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Merge what another daemon has published with the same key into the own tree, and publish that
+    ///
+    /// Nothing of either is dropped. A tag that points elsewhere in both keeps its value here, and is listed; the image that
+    /// it had there stays, by its digest. What lies there is fetched first, so let the other daemon run.
+    #[command(after_help = "Example: shoal name adopt")]
+    Adopt {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON
         #[arg(long)]
-        overwrite: bool,
+        json: bool,
+    },
+    /// Publish the own root also over what another daemon has published with the same key
+    ///
+    /// Readers do not see that any more. The other daemon keeps it, and stops publishing in its turn.
+    #[command(after_help = "Example: shoal name overwrite")]
+    Overwrite {
         #[command(flatten)]
         which: Which,
     },
@@ -181,6 +199,8 @@ enum NameCommand {
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Read a config file and the environment as `serve` would, and say what is wrong
+    ///
+    /// With storage.ipfs.ipfsapiaddress the Kubo there is asked for its version.
     #[command(after_help = "Example: shoal config check config.yaml")]
     Check {
         /// The config file (YAML)
@@ -216,8 +236,10 @@ pub fn run(arguments: Arguments, serve: impl FnOnce(Config) -> Result<(), (u8, S
         },
         Command::Key(command) => key::run(command),
         Command::Id { which, json } => status::id(&which, json),
-        Command::Name(NameCommand::Resolve { name, which }) => status::resolve(&which, &name),
-        Command::Name(NameCommand::Publish { overwrite, which }) => status::publish(&which, overwrite),
+        Command::Name(NameCommand::Resolve { name, which }) => name::resolve(&which, &name),
+        Command::Name(NameCommand::Publish { which }) => name::publish(&which),
+        Command::Name(NameCommand::Adopt { which, json }) => name::adopt(&which, json),
+        Command::Name(NameCommand::Overwrite { which }) => name::overwrite(&which),
         Command::Status { which, json } => status::status(&which, json),
         Command::Gc { which, json } => status::collect_garbage(&which, json),
         Command::Load(arguments) => load::run(arguments),
@@ -267,5 +289,10 @@ fn load(path: Option<PathBuf>) -> Result<Config, ConfigError> {
 fn check(path: Option<PathBuf>) -> Result<(), CommandError> {
     let config = load(path)?;
     print(&format!("ok: root directory {}", config.store.root_directory.display()));
+    if let Some(kubo) = &config.kubo {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let version = runtime.map_err(anyhow::Error::from)?.block_on(crate::kubo::version(kubo));
+        print(&format!("ok: Kubo {} answers at {}", version.map_err(anyhow::Error::from)?, kubo.api));
+    }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Raw values → checked ones: defaults, addresses, durations; and what this version cannot do yet.
+//! Raw values → checked ones: defaults, addresses, durations.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Config, ConfigError, FollowMode, Limits, Name, NamesConfig, StoreConfig, Validation, Warning, auth, http,
-    log, mirror, naming, p2p, raw,
+    kubo, log, mirror, naming, p2p, raw,
 };
 use bytesize::ByteSize;
 use jiff::SignedDuration;
@@ -23,8 +23,13 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
     if !matches!(raw.version.as_str(), "" | "0.1") {
         return Err(value_error("version", &raw.version, "0.1 is expected"));
     }
-    refuse_unsupported(&raw, warnings)?;
+    warn_of_middleware(&raw, warnings);
+    let kubo = kubo::check(&raw.storage.ipfs, raw.middleware.repository.as_deref(), warnings)?;
+    if kubo.is_some() {
+        kubo::warn_of_node(&raw.p2p, warnings);
+    }
     let storage = raw.storage.ipfs;
+    let reads_only = kubo.is_some() && is_reader_of_the_predecessor(&storage);
     Ok(Config {
         log: log::check(raw.log)?,
         http: http::check(raw.http)?,
@@ -37,7 +42,7 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
         validation: validation(raw.validation)?,
         names: NamesConfig {
             write_key: Some(storage.writeipnskey.unwrap_or_else(|| "self".to_owned()))
-                .filter(|key| !key.is_empty()),
+                .filter(|key| !key.is_empty() && !reads_only),
             readonly: followed(storage.readonlyipnskeys.unwrap_or_default(), storage.follow)?,
             follow_quota_bytes: quota(
                 "storage.ipfs.followquota",
@@ -47,36 +52,13 @@ pub(super) fn check(raw: raw::Raw, warnings: &mut Vec<Warning>) -> Result<Config
         },
         naming: naming::check(storage.nameserver.as_deref(), raw.middleware.repository.as_deref())?,
         p2p: p2p::check(raw.p2p)?,
+        kubo,
         pull_through: mirror::check(raw.mirror, &raw.proxy, warnings)?,
         limits: Limits::default(),
     })
 }
 
-/// Values that mean something which this version does not do: refused where the user relies on them, a warning where
-/// the daemon is useful without.
-fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
-    let options = |pick: fn(&raw::MiddlewareOptions) -> &Option<String>| {
-        let repository = raw.middleware.repository.iter().flatten();
-        repository.filter_map(|entry| pick(&entry.options).clone()).find(|value| !value.is_empty())
-    };
-    let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
-    let refused = [
-        (
-            "storage.ipfs.ipfsapiaddress",
-            text(&raw.storage.ipfs.ipfsapiaddress),
-            "leave it empty for the embedded node",
-        ),
-        (
-            "middleware.repository[].options.ipfsapiaddress",
-            options(|options| &options.ipfsapiaddress),
-            "leave it empty",
-        ),
-    ];
-    for (key, value, instead) in refused {
-        if let Some(value) = value {
-            return Err(value_error(key, &value, &format!("not supported by this version: {instead}")));
-        }
-    }
+fn warn_of_middleware(raw: &raw::Raw, warnings: &mut Vec<Warning>) {
     for entry in raw.middleware.repository.iter().flatten() {
         if entry.name.as_deref() != Some("ipfs") {
             warnings.push(Warning(
@@ -85,7 +67,14 @@ fn refuse_unsupported(raw: &raw::Raw, warnings: &mut Vec<Warning>) -> Result<(),
             ));
         }
     }
-    Ok(())
+}
+
+/// Whether a file that names a Kubo says nothing of a key to write with: the predecessor then only read. Its `self` is the
+/// identity of that Kubo, which may have been published under for another purpose.
+fn is_reader_of_the_predecessor(storage: &raw::Ipfs) -> bool {
+    let reads = storage.readonlyipnskeys.as_ref().is_some_and(|names| !names.is_empty());
+    let is_for_storage = storage.ipfsapiaddress.as_ref().is_some_and(|address| !address.is_empty());
+    storage.writeipnskey.is_none() && (reads || !is_for_storage)
 }
 
 fn root_directory(configured: Option<String>) -> PathBuf {

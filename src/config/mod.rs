@@ -7,6 +7,7 @@ mod auth;
 mod check;
 mod env;
 mod http;
+mod kubo;
 mod log;
 mod mirror;
 mod naming;
@@ -23,6 +24,7 @@ pub use auth::{AuthConfig, AuthMethod, TokenConfig};
 pub use http::{
     HttpConfig, Net, SELF_SIGNED_CERTIFICATE, SELF_SIGNED_FOLDER, TlsConfig, TlsPair, TlsVersion, Urls,
 };
+pub use kubo::{KuboApi, KuboConfig};
 pub use log::{LogConfig, LogLevel};
 pub use mirror::{Credentials, HttpProxy, PullThrough, RegistryConfig, Secret};
 pub use naming::NamingConfig;
@@ -42,6 +44,8 @@ pub struct Config {
     pub names: NamesConfig,
     pub naming: NamingConfig,
     pub p2p: P2pConfig,
+    /// The daemon that is the network; `None`: the embedded node.
+    pub kubo: Option<KuboConfig>,
     pub pull_through: PullThrough,
     pub limits: Limits,
 }
@@ -304,5 +308,7 @@ fn first_line(text: &str) -> String {
 mod mirror_tests;
 #[cfg(test)]
 mod names_tests;
+#[cfg(test)]
+mod p2p_tests;
 #[cfg(test)]
 mod tests;

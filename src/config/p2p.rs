@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use url::Url;
 
 use super::check::value_error;
 use super::{ConfigError, raw};
@@ -15,6 +16,8 @@ const BOOTSTRAP: &[&str] = &[
     "/dnsaddr/bootstrap.libp2p.io/p2p/QmcZf59bWwK5XFi76CZX8cbJ4BhTzzA3gU1ZjYZcYW3dwt",
     "/ip4/104.131.131.82/tcp/4001/p2p/QmaCpDMGvV2BGHeYERUEnRQAwe3N8SzbUtfsmvsqQLuvuJ",
 ];
+/// Delegated routers, and gateways.
+const URLS_MAX: usize = 16;
 const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +28,24 @@ pub struct P2pConfig {
     pub bootstrap: Vec<Multiaddr>,
     /// With `/p2p/` at its end, or a host and port where whoever answers is meant.
     pub peers: Vec<Multiaddr>,
+    /// URLs above `/routing/v1`.
+    pub delegated_routers: Vec<Url>,
+    /// URLs above `/ipfs/`.
+    pub gateways: Vec<Url>,
     /// The key file of a private network.
     pub swarm_key: Option<PathBuf>,
     /// Never for a node that listens nowhere.
     pub mdns: bool,
     /// Whether records are pushed and heard over gossipsub.
     pub pubsub: bool,
+    /// Whether a node that cannot be reached finds a way round: by relays and hole punching.
+    pub nat: bool,
+    /// Whether a port is asked of the gateway of the local network.
+    pub upnp: bool,
+    /// Whether this node is a relay for others.
+    pub relay: bool,
+    /// Relays that are asked first, each with `/p2p/` at its end.
+    pub relays: Vec<Multiaddr>,
 }
 
 pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
@@ -54,15 +69,54 @@ pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
         .into_iter()
         .flat_map(|word| if word == "default" { default() } else { vec![word] })
         .collect();
+    let nat = raw.nat.unwrap_or(true) && !listen.is_empty();
+    let relays = relays(&raw.relays.unwrap_or_default(), nat, is_private)?;
+    if raw.relay == Some(true) && listen.is_empty() {
+        let reason = "a relay has to be reached: an address is expected in p2p.listen";
+        return Err(value_error("p2p.relay", "true", reason));
+    }
     Ok(P2pConfig {
+        nat,
+        upnp: raw.upnp.unwrap_or(true) && nat,
+        relay: raw.relay.unwrap_or(false),
+        relays,
         mdns: raw.mdns.unwrap_or(true) && !listen.is_empty(),
         pubsub: raw.pubsub.unwrap_or(true),
         listen,
         announce: addresses("p2p.announce", &raw.announce.unwrap_or_default())?,
         bootstrap: bootstrap_peers(&bootstrap)?,
         peers: trusted_peers(&raw.peers.unwrap_or_default())?,
+        delegated_routers: urls("p2p.delegatedrouters", &raw.delegatedrouters.unwrap_or_default())?,
+        gateways: urls("p2p.gateways", &raw.gateways.unwrap_or_default())?,
         swarm_key,
     })
+}
+
+fn urls(key: &str, words: &[String]) -> Result<Vec<Url>, ConfigError> {
+    let expected = "an http or https URL is expected, without credentials, query and fragment";
+    if words.len() > URLS_MAX {
+        let reason = format!("at most {URLS_MAX} URLs are taken");
+        return Err(value_error(key, &words.len().to_string(), &reason));
+    }
+    let parse = |(n, word): (usize, &String)| {
+        let url = word.parse::<Url>().ok();
+        let is_plain = |url: &Url| {
+            let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
+            let is_bare = url.username().is_empty() && url.password().is_none();
+            is_web && is_bare && url.query().is_none() && url.fragment().is_none()
+        };
+        url.filter(is_plain)
+            .ok_or_else(|| value_error(&format!("{key}[{n}]"), &without_credentials(word), expected))
+    };
+    words.iter().enumerate().map(parse).collect()
+}
+
+/// A password in a URL stays out of what is printed.
+fn without_credentials(word: &str) -> String {
+    match word.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{rest}"),
+        None => word.to_owned(),
+    }
 }
 
 fn owned(words: &[&str]) -> Vec<String> {
@@ -88,6 +142,26 @@ fn trusted_peers(words: &[String]) -> Result<Vec<Multiaddr>, ConfigError> {
     let reason = "a multiaddr with /p2p/<peer id> at its end is expected, or one of a host and port, \
                   such as /dns4/shoal.example.org/tcp/4001, where whoever answers is trusted";
     checked("p2p.peers", words, |address| has_peer_id(address) || is_host_and_port(address), reason)
+}
+
+fn relays(words: &[String], nat: bool, is_private: bool) -> Result<Vec<Multiaddr>, ConfigError> {
+    let reason = "a relay's own multiaddr with /p2p/<peer id> at its end is expected, \
+                  such as /dns4/relay.example.org/tcp/4001/p2p/12D3…";
+    let relays =
+        checked("p2p.relays", words, |address| has_peer_id(address) && !is_relayed(address), reason)?;
+    if let (false, Some(first)) = (nat, relays.first()) {
+        let reason = "no relay is asked while p2p.nat is false or p2p.listen is empty";
+        return Err(value_error("p2p.relays[0]", &first.to_string(), reason));
+    }
+    if let (true, Some(n)) = (is_private, relays.iter().position(is_udp)) {
+        let reason = "a private network (p2p.swarmkey) has no QUIC: a TCP address is expected";
+        return Err(value_error(&format!("p2p.relays[{n}]"), &relays[n].to_string(), reason));
+    }
+    Ok(relays)
+}
+
+fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 fn checked(

@@ -142,6 +142,8 @@ pub(super) struct Ipfs {
     pub(super) rootdirectory: Option<String>,
     pub(super) quota: Option<String>,
     pub(super) ipfsapiaddress: Option<String>,
+    pub(super) ipfsapiauth: Secret,
+    pub(super) ipfsapica: Option<String>,
     pub(super) writeipnskey: Option<String>,
     #[serde(deserialize_with = "list")]
     pub(super) readonlyipnskeys: Option<Vec<String>>,
@@ -200,9 +202,18 @@ pub(super) struct P2p {
     pub(super) bootstrap: Option<Vec<String>>,
     #[serde(deserialize_with = "list")]
     pub(super) peers: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
+    pub(super) delegatedrouters: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
+    pub(super) gateways: Option<Vec<String>>,
     pub(super) swarmkey: Option<String>,
     pub(super) mdns: Option<bool>,
     pub(super) pubsub: Option<bool>,
+    pub(super) nat: Option<bool>,
+    pub(super) upnp: Option<bool>,
+    pub(super) relay: Option<bool>,
+    #[serde(deserialize_with = "list")]
+    pub(super) relays: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

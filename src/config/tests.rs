@@ -65,13 +65,6 @@ fn a_private_network_has_neither_quic_nor_the_public_bootstrap_peers() {
 }
 
 #[test]
-fn a_node_that_listens_nowhere_looks_for_nobody() {
-    assert!(load("", &[]).unwrap().0.p2p.mdns);
-    assert!(!load("p2p: {mdns: false}", &[]).unwrap().0.p2p.mdns);
-    assert!(!load("p2p: {listen: []}", &[]).unwrap().0.p2p.mdns);
-}
-
-#[test]
 fn pubsub_is_on_unless_it_is_turned_off() {
     assert!(load("", &[]).unwrap().0.p2p.pubsub);
     assert!(!load("", &[("REGISTRY_P2P_PUBSUB", "false")]).unwrap().0.p2p.pubsub);
@@ -116,6 +109,8 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "storage.ipfs.rootdirectory",
         "storage.ipfs.quota",
         "storage.ipfs.ipfsapiaddress",
+        "storage.ipfs.ipfsapiauth",
+        "storage.ipfs.ipfsapica",
         "storage.ipfs.writeipnskey",
         "storage.ipfs.readonlyipnskeys",
         "storage.ipfs.follow",
@@ -131,14 +126,46 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "p2p.announce",
         "p2p.bootstrap",
         "p2p.peers",
+        "p2p.delegatedrouters",
+        "p2p.gateways",
         "p2p.swarmkey",
         "p2p.mdns",
         "p2p.pubsub",
+        "p2p.nat",
+        "p2p.upnp",
+        "p2p.relay",
+        "p2p.relays",
         "mirror.defaultregistry",
         "mirror.registries",
     ] {
         assert!(paths(schema()).iter().any(|path| path == key), "{key}");
     }
+}
+
+#[test]
+fn routers_and_gateways_are_urls_without_secrets() {
+    let (config, _) = load("", &[]).unwrap();
+    assert!(config.p2p.delegated_routers.is_empty() && config.p2p.gateways.is_empty());
+    let yaml =
+        "p2p: {delegatedrouters: https://r.example, gateways: [http://127.0.0.1:8080/, https://g.example/a]}";
+    let (config, _) = load(yaml, &[]).unwrap();
+    assert_eq!(config.p2p.delegated_routers, ["https://r.example".parse().unwrap()]);
+    assert_eq!(config.p2p.gateways.len(), 2);
+    let (config, _) = load("", &[("REGISTRY_P2P_GATEWAYS", "[https://g.example]")]).unwrap();
+    assert_eq!(config.p2p.gateways, ["https://g.example".parse().unwrap()]);
+    for wrong in ["g.example", "ftp://g.example", "/dns4/g.example/tcp/443/https", "https://g.example/?key=x"]
+    {
+        let line = error(&format!("p2p: {{gateways: [{wrong:?}]}}"));
+        assert!(
+            line.starts_with(&format!("config key p2p.gateways[0] = {wrong:?}: an http or https URL")),
+            "{line}"
+        );
+    }
+    let line = error("p2p: {delegatedrouters: [\"https://u:secret@r.example\"]}");
+    assert!(line.contains("r.example") && !line.contains("secret"), "{line}");
+    assert!(
+        error(&format!("p2p: {{gateways: [{}]}}", "http://g.example, ".repeat(17))).contains("at most 16")
+    );
 }
 
 #[test]
@@ -165,8 +192,8 @@ fn a_bad_value_is_named_with_its_key_and_what_would_be_right() {
         ("p2p: {lisen: []}", "config key p2p.lisen is unknown: did you mean p2p.listen?"),
         ("p2p: {zzz: 1}", "config key p2p.zzz is unknown"),
         (
-            "storage: {ipfs: {ipfsapiaddress: /ip4/127.0.0.1/tcp/5001}}",
-            "config key storage.ipfs.ipfsapiaddress = \"/ip4/127.0.0.1/tcp/5001\": not supported by this version: leave it empty for the embedded node",
+            "storage: {ipfs: {ipfsapiaddress: \"127.0.0.1:5001\"}}",
+            "config key storage.ipfs.ipfsapiaddress = \"127.0.0.1:5001\": a multiaddr or URL is expected, such as /ip4/127.0.0.1/tcp/5001, /unix/run/ipfs.sock or https://kubo.example.org",
         ),
         (
             "validation: {manifests: {images: {blobs: some}}}",

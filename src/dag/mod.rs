@@ -12,6 +12,7 @@ mod testing;
 pub mod tree;
 mod tree_edit;
 mod tree_list;
+mod tree_merge;
 #[cfg(test)]
 mod tree_tests;
 
@@ -20,6 +21,7 @@ pub use blocks::Blocks;
 pub use keep::Keep;
 pub use mark::Marks;
 pub use tree::{Edit, Entry, Listing, Tree};
+pub use tree_merge::Additions;
 
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ impl DagError {
     /// Whether nobody was there to be asked.
     pub fn is_no_peers(&self) -> bool {
         match self {
-            Self::Fetch(error) => matches!(error, IpfsError::NoPeers(_)),
+            Self::Fetch(error) => error.is_nobody_there(),
             Self::Shared(error) => error.is_no_peers(),
             _ => false,
         }

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::api;
 use crate::auth::Auth;
 use crate::metrics::Metrics;
-use crate::mirror::{Collected, Mirror, MirrorError, chain};
+use crate::mirror::{Collected, Mirror};
 
 /// What the control pages ask of the daemon, besides the mirror.
 pub trait Daemon: Send + Sync + 'static {
@@ -26,6 +26,11 @@ pub trait Daemon: Send + Sync + 'static {
         &'a self,
         name: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<api::Resolved, String>> + Send + 'a>>;
+    /// Gives a key up for a new one; without a name, the one that is published under.
+    fn rotate(
+        &self,
+        name: Option<String>,
+    ) -> Pin<Box<dyn Future<Output = Result<api::Rotated, String>> + Send + '_>>;
     /// Brings the gauges up to date.
     fn refresh(&self, metrics: &Metrics);
 }
@@ -44,10 +49,10 @@ pub fn control_router(mirror: Mirror, metrics: Metrics, daemon: Arc<dyn Daemon>)
     Router::new()
         .route("/v0/status", get(status))
         .route("/v0/resolve", get(resolve))
-        .route("/v0/publish", post(publish))
         .route("/v0/gc", post(collect_garbage))
         .fallback_service(registry)
-        .with_state(Shared { mirror: mirror.clone(), metrics, daemon })
+        .with_state(Shared { mirror: mirror.clone(), metrics, daemon: daemon.clone() })
+        .merge(super::names::router(mirror.clone(), daemon))
         .merge(super::cache::router(mirror.clone()))
         .merge(super::layouts::router(mirror))
 }
@@ -83,20 +88,6 @@ async fn resolve(State(shared): State<Shared>, Query(query): Query<ResolveQuery>
     match shared.daemon.resolve(&query.name).await {
         Ok(resolved) => Json(resolved).into_response(),
         Err(error) => failure(StatusCode::BAD_GATEWAY, error),
-    }
-}
-
-#[derive(Deserialize)]
-struct PublishQuery {
-    #[serde(default)]
-    overwrite: bool,
-}
-
-async fn publish(State(shared): State<Shared>, Query(query): Query<PublishQuery>) -> Response {
-    match shared.mirror.publish_now(query.overwrite).await {
-        Ok(_) => Json(shared.daemon.status()).into_response(),
-        Err(error @ MirrorError::ReadOnly) => failure(StatusCode::CONFLICT, chain(&error)),
-        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
     }
 }
 

@@ -146,6 +146,9 @@ fn classify(error: &MirrorError) -> (StatusCode, ErrorCode) {
         MirrorError::NotMirrored(_) | MirrorError::NoImage(_) | MirrorError::Name(_) => {
             (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)
         }
+        MirrorError::NoOtherWriter | MirrorError::NotAdoptable { .. } | MirrorError::Rotate(_) => {
+            (StatusCode::CONFLICT, ErrorCode::Unsupported)
+        }
         MirrorError::TooManyPins(_) | MirrorError::Pinned { .. } | MirrorError::Platform(_) => {
             (StatusCode::CONFLICT, ErrorCode::Unsupported)
         }

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::error::{Failure, Thing};
 use super::{CONTENT_DIGEST, set};
 use crate::metrics::Metrics;
-use crate::mirror::{Age, Asked, Mirror, Purpose, Served, chain};
+use crate::mirror::{Age, Asked, Mirror, Origin, Purpose, Served, chain};
 use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Host, Reference, RepoName};
 
@@ -22,6 +22,8 @@ use crate::oci::{Digest, Host, Reference, RepoName};
 const NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// RFC 7234, section 5.5.1: what is said of an answer that upstream did not confirm in time.
 pub(super) const STALE: &str = "110 shoal \"upstream did not answer\"";
+/// The same of a followed name whose author has not renewed its record.
+const EXPIRED: &str = "110 shoal \"the record of the name has expired\"";
 /// Of ours: where it was found: `own`, an IPNS name, `ipfs=CID`, `cache` or `upstream=HOST`.
 const SOURCE: HeaderName = HeaderName::from_static("x-shoal-source");
 
@@ -107,6 +109,9 @@ pub(super) async fn manifest(
     set(headers, CONTENT_LENGTH, size_bytes.to_string());
     request.echo(headers);
     say_age(headers, age);
+    if let (Origin::Readonly(_), Some(Age { stale: true, .. })) = (&origin, age) {
+        headers.insert(WARNING, HeaderValue::from_static(EXPIRED));
+    }
     Ok(response)
 }
 

@@ -9,6 +9,7 @@
 //! calls block.
 
 mod import;
+mod rotate;
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};

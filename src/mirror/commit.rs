@@ -137,6 +137,16 @@ enum Request {
         root: Cid,
         reply: Reply,
     },
+    /// Takes in what another tree has and the own one lacks.
+    Merge {
+        other: Cid,
+        reply: Reply,
+    },
+    /// Keeps the root under another row from now on.
+    Move {
+        row: RootRow,
+        reply: oneshot::Sender<Result<Cid, MirrorError>>,
+    },
     /// Does something while no commit is being made.
     Between(Box<dyn FnOnce() + Send>),
 }
@@ -144,6 +154,7 @@ enum Request {
 /// The door to the writer. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Commits {
+    tree: Tree,
     requests: mpsc::Sender<Request>,
     committed: watch::Sender<Committed>,
     replaced: Arc<Replaced>,
@@ -163,7 +174,7 @@ impl Commits {
         let committed = watch::Sender::new(Committed { root, fresh: Vec::new() });
         let replaced = Arc::<Replaced>::default();
         let writer = Writer {
-            tree,
+            tree: tree.clone(),
             state,
             leases,
             row: row.into(),
@@ -171,7 +182,7 @@ impl Commits {
             replaced: replaced.clone(),
         };
         tasks.spawn("commit", |stop| writer.run(inbox, stop));
-        Self { requests, committed, replaced }
+        Self { tree, requests, committed, replaced }
     }
 
     /// Applies `changes` and returns when they are on disk. Dropping the future does not undo them.
@@ -189,6 +200,23 @@ impl Commits {
         answer.await.map_err(|_| MirrorError::Closed)?.map(drop)
     }
 
+    /// Takes in all that the tree `other` has and the own one lacks; where both have something else, the own stays. On disk
+    /// when this returns. Directories that are not here are fetched meanwhile, so have them first. Dropping the future does
+    /// not undo it.
+    pub(super) async fn merge(&self, other: Cid) -> Result<(), MirrorError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Merge { other, reply }).await.map_err(|_| MirrorError::Closed)?;
+        answer.await.map_err(|_| MirrorError::Closed)?.map(drop)
+    }
+
+    /// Keeps the root under `row` from now on, and returns it, on disk there. What was kept before stays as it is.
+    pub(super) async fn move_to(&self, row: impl Into<RootRow>) -> Result<Cid, MirrorError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Move { row: row.into(), reply };
+        self.requests.send(request).await.map_err(|_| MirrorError::Closed)?;
+        answer.await.map_err(|_| MirrorError::Closed)?
+    }
+
     /// Runs `action`, which must be quick, while no commit is being made.
     pub(super) async fn between<T: Send + 'static>(
         &self,
@@ -198,6 +226,11 @@ impl Commits {
         let action = move || drop(reply.send(action()));
         self.requests.send(Request::Between(Box::new(action))).await.map_err(|_| MirrorError::Closed)?;
         answer.await.map_err(|_| MirrorError::Closed)
+    }
+
+    /// What the own root is a tree of.
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     pub(super) fn root(&self) -> Cid {
@@ -236,7 +269,7 @@ struct Writer {
 
 impl Writer {
     /// Ends when told to stop, after the commits that were queued by then.
-    async fn run(self, mut inbox: mpsc::Receiver<Request>, stop: CancellationToken) {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>, stop: CancellationToken) {
         loop {
             let first = tokio::select! {
                 request = inbox.recv() => request,
@@ -255,7 +288,7 @@ impl Writer {
     }
 
     /// Edits that stand next to each other become one commit.
-    async fn commit(&self, group: Vec<Request>) {
+    async fn commit(&mut self, group: Vec<Request>) {
         let mut waiting = Vec::with_capacity(group.len());
         for request in group {
             match request {
@@ -263,6 +296,14 @@ impl Writer {
                 Request::Adopt { expected, root, reply } => {
                     self.apply_all(std::mem::take(&mut waiting)).await;
                     answer(vec![reply], self.adopt(expected, root).await.map(|()| None));
+                }
+                Request::Merge { other, reply } => {
+                    self.apply_all(std::mem::take(&mut waiting)).await;
+                    answer(vec![reply], self.merge(&other).await.map(|()| None));
+                }
+                Request::Move { row, reply } => {
+                    self.apply_all(std::mem::take(&mut waiting)).await;
+                    let _ = reply.send(self.move_to(row).await.map_err(|error| failed(Arc::new(error))));
                 }
                 Request::Between(action) => {
                     self.apply_all(std::mem::take(&mut waiting)).await;
@@ -327,6 +368,31 @@ impl Writer {
         Ok(())
     }
 
+    async fn merge(&self, other: &Cid) -> Result<(), DagError> {
+        let before = self.committed.borrow().root;
+        let additions = self.tree.additions(&before, other).await?;
+        let root = self.tree.edit(&before, &additions.edits).await?.cid;
+        self.tree.blocks().flush().await?;
+        if root != before {
+            self.set(root).await?;
+            self.replaced.add(before);
+            self.committed.send_modify(|committed| committed.root = root);
+        }
+        Ok(())
+    }
+
+    async fn move_to(&mut self, row: RootRow) -> Result<Cid, DagError> {
+        let root = self.committed.borrow().root;
+        let old = std::mem::replace(&mut self.row, row);
+        match self.set(root).await {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                self.row = old;
+                Err(error)
+            }
+        }
+    }
+
     async fn set(&self, root: Cid) -> Result<(), DagError> {
         let (state, row) = (self.state.clone(), self.row);
         Ok(off_thread(move || state.set_root(row, &root)).await?)
@@ -336,10 +402,15 @@ impl Writer {
 fn answer(replies: Vec<Reply>, outcome: Result<Upon, DagError>) {
     let outcome = outcome.map_err(Arc::new);
     if let Err(error) = &outcome {
-        tracing::error!(error = %chain(error), "commit failed; the tree is as it was");
+        failed(error.clone());
     }
     for reply in replies {
         // Who asked may have gone; the commit stands.
         let _ = reply.send(outcome.clone().map_err(MirrorError::Commit));
     }
+}
+
+fn failed(error: Arc<DagError>) -> MirrorError {
+    tracing::error!(error = %chain(&error), "commit failed; the tree is as it was");
+    MirrorError::Commit(error)
 }

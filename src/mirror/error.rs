@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Origin;
+use super::{Origin, PublishError};
 use crate::dag::DagError;
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::IpnsName;
@@ -163,6 +163,15 @@ pub enum MirrorError {
     NoLayout(String),
     #[error("{0} image layouts are kept: remove some first")]
     TooManyLayouts(usize),
+    #[error("no other writer is in the way: there is nothing to adopt")]
+    NoOtherWriter,
+    #[error(
+        "the other writer's record points to {value}, not to a tree: run `shoal name overwrite`, or set \
+         storage.ipfs.writeipnskey to another key"
+    )]
+    NotAdoptable { value: String },
+    #[error("the key is not rotated")]
+    Rotate(#[source] PublishError),
     #[error(transparent)]
     Name(#[from] NameError),
     #[error(transparent)]

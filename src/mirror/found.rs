@@ -87,11 +87,11 @@ pub enum Purpose {
     Image,
 }
 
-/// How old an answer is that upstream has confirmed.
+/// How old an answer is that upstream, or the author of a followed name, has confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Age {
     pub since_confirmed: Duration,
-    /// Older than it should be: upstream did not answer.
+    /// Older than it should be: upstream did not answer, or the record of the name has expired.
     pub stale: bool,
 }
 
@@ -100,7 +100,7 @@ pub struct Age {
 pub struct Served {
     pub manifest: Manifest,
     pub origin: Origin,
-    /// Of what a tag of another registry points to.
+    /// Of what a tag of another registry points to, or of what is read from a name whose record has expired.
     pub age: Option<Age>,
 }
 

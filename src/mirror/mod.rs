@@ -1,5 +1,6 @@
 //! The domain: what a pull and a push mean. Knows images and trees; nothing of HTTP, sockets or disks.
 
+mod adopt;
 mod announce;
 mod caching;
 mod commit;
@@ -18,10 +19,12 @@ mod push;
 mod referrers;
 mod replicate;
 mod roots;
+mod signer;
 mod sources;
 mod start;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod upload;
 mod verify;
 mod writing;
@@ -35,6 +38,7 @@ use bytes::Bytes;
 use cid::Cid;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
+use libp2p::identity::Keypair;
 use moka::sync::Cache;
 
 use crate::config::{FollowMode, Validation};
@@ -45,6 +49,7 @@ use crate::ipld::ipns::IpnsName;
 use crate::naming::Naming;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
+pub use adopt::{Adopted, TagConflict};
 use commit::Commits;
 use elsewhere::Elsewhere;
 pub use elsewhere::{KeptLayout, LayoutWriter};
@@ -56,7 +61,7 @@ use gc::Collector;
 use leases::Leases;
 pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER};
 use publish::Publisher;
-pub use publish::{OwnStatus, PublishState, Signer};
+pub use publish::{OwnStatus, PublishError, PublishState};
 use pull_through::PullThrough;
 pub use pull_through::{
     BlobForPeer, CachedImage, FillStatus, ManifestForPeer, Pins, PullThroughConfig, PullThroughStatus,
@@ -67,6 +72,7 @@ pub use referrers::Referrers;
 pub use replicate::ReplicaStatus;
 use roots::Follow;
 pub use roots::FollowedStatus;
+pub use signer::{Signer, SigningKey};
 use upload::{Then, Uploads};
 use verify::Proven;
 
@@ -326,10 +332,27 @@ impl Mirror {
         self.0.put_manifest(repo, put).await
     }
 
-    /// Publishes the own root at once; with `overwrite` also over a newer record that somebody else signed.
-    pub async fn publish_now(&self, overwrite: bool) -> Result<OwnStatus, MirrorError> {
-        let own = self.0.own.as_ref().ok_or(MirrorError::ReadOnly)?;
-        own.publisher.as_ref().ok_or(MirrorError::ReadOnly)?.publish_now(overwrite).await
+    /// Publishes the own root at once, unless another writer with the same key is in the way, which the status says.
+    pub async fn publish_now(&self) -> Result<OwnStatus, MirrorError> {
+        self.0.publisher()?.publish_now().await
+    }
+
+    /// Publishes the own root at once, also over what another writer has published with the same key: nobody sees that any
+    /// more.
+    pub async fn overwrite(&self) -> Result<OwnStatus, MirrorError> {
+        self.0.publisher()?.overwrite().await
+    }
+
+    /// Merges what another writer has published with the same key into the own tree, and publishes that. What nobody
+    /// delivers within its time is left out of what is fetched, not of the tree. Dropped midway, nothing is merged, or all is
+    /// and waits to be published: then it is to be done again.
+    pub async fn adopt(&self) -> Result<Adopted, MirrorError> {
+        Box::pin(self.0.adopt()).await
+    }
+
+    /// Gives the own name up for that of `key`, under which the tree is published from now on; the old name leads there.
+    pub async fn rotate(&self, key: Keypair) -> Result<OwnStatus, MirrorError> {
+        self.0.publisher()?.rotate(key).await
     }
 
     /// Frees what nothing needs. Goes on if the future is dropped. The error is a chain of causes.
@@ -349,6 +372,11 @@ impl Mirror {
 }
 
 impl Inner {
+    /// What publishes the own tree.
+    fn publisher(&self) -> Result<&Publisher, MirrorError> {
+        self.own.as_ref().and_then(|own| own.publisher.as_ref()).ok_or(MirrorError::ReadOnly)
+    }
+
     /// The own tree, once it may be written to.
     async fn own(&self) -> Result<&Own, MirrorError> {
         let own = self.own.as_ref().ok_or(MirrorError::ReadOnly)?;

@@ -1,7 +1,8 @@
 //! What is brought here of a followed root before anybody asks for it: all tags and manifests, so that they list and
 //! resolve when the author is gone, or every blob too. Behind the pulls of clients; what could not be had is tried again.
 //!
-//! A task per name. It goes from one root that is here whole to the next by what has changed.
+//! A task per name. It goes from one root that is here whole to the next by what has changed; which one that was is on
+//! disk, so that a restart goes on from there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +20,7 @@ use crate::config::FollowMode;
 use crate::dag::{DagError, Entry};
 use crate::ipld::block::RAW;
 use crate::oci::{Digest, RepoName, Tag};
+use crate::store::{ReplicaRow, off_thread};
 use crate::tasks::jittered;
 
 /// Nodes of directories that one root may have beyond those of the one before: 4 GiB of them at most.
@@ -71,7 +73,7 @@ pub(super) async fn run(
     stop: CancellationToken,
 ) {
     let mut serving = follow.serving();
-    let mut whole = None;
+    let mut whole = recall(&mirror, &follow).await;
     loop {
         let root = serving.borrow_and_update().root.filter(|root| whole != Some(*root));
         let replica =
@@ -86,6 +88,9 @@ pub(super) async fn run(
                     changed = serving.changed() => if changed.is_ok() { continue } else { return },
                     outcome = Box::pin(replica.bring()) => {
                         note(follow.replica(), &replica, outcome.as_ref().err());
+                        if outcome.is_ok() {
+                            remember(&replica).await;
+                        }
                         whole = outcome.is_ok().then_some(replica.root).or(whole);
                         outcome.is_err().then(|| jittered(RETRY_PAUSE))
                     }
@@ -97,6 +102,36 @@ pub(super) async fn run(
             changed = serving.changed() => if changed.is_err() { return },
             () = sleep(retry.unwrap_or_default()), if retry.is_some() => (),
         }
+    }
+}
+
+/// The root that was here whole before this run, if that is as much as is to be brought now and it has not gone since.
+async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
+    let (state, name) = (follow.state().clone(), follow.name);
+    let row = off_thread(move || state.replica(&name)).await;
+    let row = row
+        .inspect_err(|error| tracing::error!(ipns = %name, error = %chain(error), "it is not known what is here of a name"))
+        .ok()??;
+    if follow.mode == FollowMode::All && row.blobs.is_none() {
+        return None;
+    }
+    mirror.tree.blocks().get(&row.root).await.ok()??;
+    if follow.serving().borrow().root == Some(row.root) {
+        let blobs = row.blobs.filter(|_| follow.mode == FollowMode::All).unwrap_or_default();
+        follow.replica().send_modify(|status| {
+            (status.is_whole, status.blobs, status.blobs_held) = (true, blobs, blobs);
+        });
+    }
+    Some(row.root)
+}
+
+/// Losing it costs a walk at the next start.
+async fn remember(replica: &Replica<'_>) {
+    let (state, name) = (replica.follow.state().clone(), replica.follow.name);
+    let blobs = (replica.follow.mode == FollowMode::All).then_some(replica.follow.replica().borrow().blobs);
+    let row = ReplicaRow { root: replica.root, blobs };
+    if let Err(error) = off_thread(move || state.set_replica(&name, &row)).await {
+        tracing::error!(ipns = %name, error = %chain(&error), "cannot remember on disk what is here of a name");
     }
 }
 
@@ -140,7 +175,8 @@ impl Replica<'_> {
         let Some(old) = &self.old else { return Ok(false) };
         let cid = |entry: Option<Entry>| entry.map(|entry| entry.cid);
         let now = cid(self.mirror.tree.lookup(&self.root, path).await?);
-        Ok(now == cid(self.mirror.tree.lookup(old, path).await?))
+        // The old root only spares work: where it cannot be read any more, nothing is spared.
+        Ok(self.mirror.tree.lookup(old, path).await.is_ok_and(|before| now == cid(before)))
     }
 
     /// The links of tags, and all manifests. What one repository lacks keeps no other away.

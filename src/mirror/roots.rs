@@ -3,19 +3,24 @@
 //! A task per name owns what is known of it. A newer record is believed when its directories could be fetched; until
 //! then the root at hand stays, on disk too. Whoever looks something up takes the root as it is, or waits for the first
 //! one within a budget.
+//!
+//! A record that has expired is neither taken nor given to others. The tree that it named stays readable here, with a
+//! warning: its author may only be late.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cid::Cid;
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::replicate::ReplicaStatus;
-use super::{MirrorError, chain};
+use super::trail::{Trail, TrailError};
+use super::{Age, MirrorError, chain};
 use crate::config::FollowMode;
 use crate::dag::{DagError, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Want};
@@ -28,7 +33,7 @@ use crate::tasks::{Tasks, jittered};
 const POLL_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// … or after this long, while there is no record, or its root is not served.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// How often the newest record is put again, so that it outlives its author.
+/// How often the newest record is put again, so that it outlives its author: give or take a quarter.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4 * 3600);
 /// How long a look-up waits for the first root of a name.
 const FIRST_ROOT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,6 +41,26 @@ const FIRST_ROOT_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFETCHED_NODES_MAX: usize = 20_000;
 /// How long one try of fetching them may take.
 const PREFETCH_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Records that are put again at once, of all names.
+const PUTS_AT_ONCE: usize = 4;
+
+/// What all followed names share. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Following {
+    pub(super) ipfs: Arc<dyn Ipfs>,
+    pub(super) tree: Tree,
+    pub(super) state: State,
+    puts: Arc<Semaphore>,
+    now: fn() -> Timestamp,
+}
+
+impl Following {
+    /// `now`: the clock by which records expire.
+    pub(super) fn new(ipfs: Arc<dyn Ipfs>, tree: Tree, state: State, now: fn() -> Timestamp) -> Self {
+        Self { ipfs, tree, state, puts: Arc::new(Semaphore::new(PUTS_AT_ONCE)), now }
+    }
+}
 
 /// What is served for a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +82,10 @@ pub struct FollowedStatus {
     /// Since the root was taken over.
     pub root_age: Option<Duration>,
     pub error: Option<String>,
+    /// The name that this one was given up for.
+    pub moved_to: Option<IpnsName>,
+    /// Since a record on the way to the tree expired, if one has: the tree may be out of date.
+    pub expired_for: Option<Duration>,
     pub mode: FollowMode,
     pub replica: ReplicaStatus,
 }
@@ -66,6 +95,7 @@ pub struct FollowedStatus {
 pub(super) struct Follow {
     pub(super) name: IpnsName,
     pub(super) mode: FollowMode,
+    state: State,
     serving: watch::Receiver<Serving>,
     replica: Arc<watch::Sender<ReplicaStatus>>,
     status: watch::Receiver<FollowedStatus>,
@@ -75,53 +105,44 @@ impl Follow {
     /// Loads what is on disk and starts following.
     pub(super) async fn start(
         tasks: &Tasks,
-        ipfs: Arc<dyn Ipfs>,
-        tree: Tree,
-        state: State,
+        following: Following,
         (name, mode): (IpnsName, FollowMode),
         updates: broadcast::Receiver<IpnsRecord>,
     ) -> Result<Self, MirrorError> {
         let row = {
-            let state = state.clone();
+            let state = following.state.clone();
             off_thread(move || state.followed(&name)).await?
         };
         let root = row.as_ref().and_then(|row| row.root);
-        let record = row.and_then(|row| {
-            IpnsRecord::decode(&name, &row.record)
-                .inspect_err(|error| tracing::warn!(ipns = %name, %error, "the record on disk is not usable"))
-                .ok()
-        });
+        let trail = match &row {
+            Some(row) => Trail::load(name, &row.record, &row.moved),
+            None => Trail::new(name),
+        };
         let serving = watch::Sender::new(Serving { root, previous: None });
         let status = watch::Sender::new(FollowedStatus {
             name,
             root,
-            sequence: record.as_ref().map(IpnsRecord::sequence),
-            valid_until: record.as_ref().map(IpnsRecord::valid_until),
+            sequence: None,
+            valid_until: None,
             record_age: None,
             root_age: None,
             error: None,
+            moved_to: None,
+            expired_for: None,
             mode,
             replica: ReplicaStatus::default(),
         });
         let follow = Self {
             name,
             mode,
+            state: following.state.clone(),
             serving: serving.subscribe(),
             replica: Arc::default(),
             status: status.subscribe(),
         };
-        let follower = Follower {
-            ipfs,
-            tree,
-            state,
-            name,
-            mode,
-            record,
-            confirmed_at: None,
-            taken_at: None,
-            serving,
-            status,
-        };
+        let mut follower =
+            Follower { following, name, mode, trail, confirmed_at: None, taken_at: None, serving, status };
+        follower.tell();
         tasks.spawn("follow", |stop| follower.run(updates, stop));
         Ok(follow)
     }
@@ -149,8 +170,21 @@ impl Follow {
         FollowedStatus { replica: self.replica.borrow().clone(), ..self.status.borrow().clone() }
     }
 
+    /// How old what is served is, once its record has expired.
+    pub(super) fn age(&self) -> Option<Age> {
+        let status = self.status.borrow();
+        let expired_for = status.expired_for?;
+        let since_confirmed = status.record_age.map_or(expired_for, |age| age.max(expired_for));
+        Some(Age { since_confirmed, stale: true })
+    }
+
     pub(super) fn serving(&self) -> watch::Receiver<Serving> {
         self.serving.clone()
+    }
+
+    /// Where it is kept what is here of the name.
+    pub(super) fn state(&self) -> &State {
+        &self.state
     }
 
     /// For who brings the roots here.
@@ -160,49 +194,57 @@ impl Follow {
 }
 
 struct Follower {
-    ipfs: Arc<dyn Ipfs>,
-    tree: Tree,
-    state: State,
+    following: Following,
     name: IpnsName,
     mode: FollowMode,
-    record: Option<IpnsRecord>,
+    trail: Trail,
     confirmed_at: Option<Instant>,
     taken_at: Option<Instant>,
     serving: watch::Sender<Serving>,
     status: watch::Sender<FollowedStatus>,
 }
 
+/// What the network said of the names on a trail, as far as it was asked.
+type Answer = (Vec<IpnsRecord>, Option<IpfsError>);
+
 impl Follower {
     async fn run(mut self, mut updates: broadcast::Receiver<IpnsRecord>, stop: CancellationToken) {
+        self.follow_moved().await;
         let mut asking = self.ask_after(Duration::ZERO);
-        let mut keep_alive = tokio::time::interval(KEEP_ALIVE_INTERVAL);
+        let mut put_again = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let mut putting = FuturesUnordered::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 told = updates.recv() => match told {
-                    Ok(record) if *record.name() == self.name => {
-                        self.consider(record).await;
-                        asking = self.ask_after(self.poll_pause());
+                    Ok(record) if self.trail.has(record.name()) => {
+                        self.consider(vec![record]).await;
+                        // What it leads on to is asked for at once.
+                        let is_known = self.trail.missing().is_none();
+                        asking = self.ask_after(if is_known { self.poll_pause() } else { Duration::ZERO });
                     }
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => (),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                answer = &mut asking => {
-                    self.on_answer(answer).await;
+                (found, error) = &mut asking => {
+                    self.on_answer(found, error).await;
                     asking = self.ask_after(self.poll_pause());
                 }
-                _ = keep_alive.tick() => self.put_again().await,
+                () = &mut put_again => {
+                    putting.push(self.put_again());
+                    put_again.as_mut().reset(tokio::time::Instant::now() + jittered(KEEP_ALIVE_INTERVAL));
+                }
+                Some(()) = putting.next() => (),
             }
             self.tell();
         }
     }
 
-    /// How long the record at hand is believed before the network is asked again.
+    /// How long what is at hand is believed before the network is asked again.
     fn poll_pause(&self) -> Duration {
         let served = self.serving.borrow().root;
-        let is_served = |record: &&IpnsRecord| served.is_some() && record.root() == served;
-        let pause = match self.record.as_ref().filter(is_served) {
-            Some(record) if self.status.borrow().error.is_none() => {
+        let pause = match self.trail.last() {
+            Some(record) if self.trail.root().ok() == served && self.status.borrow().error.is_none() => {
                 record.ttl().clamp(POLL_PAUSE.0, POLL_PAUSE.1)
             }
             _ => RETRY_PAUSE,
@@ -210,27 +252,36 @@ impl Follower {
         jittered(pause)
     }
 
-    /// Asks the network for the newest record. Apart from the rest, since that may take a while, and one that is told of
+    /// Asks the network for the newest records. Apart from the rest, since that may take a while, and one that is told of
     /// meanwhile need not wait.
-    fn ask_after(&self, pause: Duration) -> BoxFuture<'static, Result<IpnsRecord, IpfsError>> {
-        let (ipfs, name) = (self.ipfs.clone(), self.name);
+    fn ask_after(&self, pause: Duration) -> BoxFuture<'static, Answer> {
+        let (ipfs, mut trail, now) = (self.following.ipfs.clone(), self.trail.clone(), self.following.now);
         async move {
             tokio::time::sleep(pause).await;
-            ipfs.resolve(&name).await
+            let (mut found, mut error, mut at) = (Vec::new(), None, 0);
+            while let Some(name) = trail.name_at(at) {
+                match ipfs.resolve(&name).await {
+                    Ok(record) if record.check_validity(now()).is_ok() => {
+                        trail.take(record.clone());
+                        found.push(record);
+                    }
+                    Ok(_) => (),
+                    // The record of a name that was given up may be lost; what it led to is known.
+                    Err(cause) => drop(error.get_or_insert(cause)),
+                }
+                at += 1;
+            }
+            (found, error)
         }
         .boxed()
     }
 
     /// Takes the answer over, or tries again to fetch a root that could not be had the last time.
-    async fn on_answer(&mut self, answer: Result<IpnsRecord, IpfsError>) {
-        match answer {
-            Ok(record) => self.consider(record).await,
-            Err(error) => {
-                self.note_failure(&error);
-                if let Some(record) = self.record.clone() {
-                    self.serve(&record).await;
-                }
-            }
+    async fn on_answer(&mut self, found: Vec<IpnsRecord>, error: Option<IpfsError>) {
+        let is_end_known = found.last().is_some_and(|record| record.root().is_some());
+        self.consider(found).await;
+        if let Some(error) = error.filter(|_| !is_end_known) {
+            self.note_failure(&error);
         }
     }
 
@@ -245,31 +296,51 @@ impl Follower {
         self.status.send_modify(|status| status.error = Some(error));
     }
 
-    async fn consider(&mut self, record: IpnsRecord) {
-        if let Err(error) = record.check_validity(Timestamp::now()) {
-            tracing::debug!(ipns = %self.name, %error, "record ignored");
-            return;
+    async fn consider(&mut self, records: Vec<IpnsRecord>) {
+        let mut is_news = false;
+        for record in records {
+            if let Err(error) = record.check_validity((self.following.now)()) {
+                tracing::debug!(ipns = %self.name, %error, "record ignored");
+                continue;
+            }
+            self.confirmed_at = Some(Instant::now());
+            let (name, sequence, value) = (*record.name(), record.sequence(), record.value().to_owned());
+            if self.trail.take(record) {
+                tracing::info!(ipns = %name, sequence, value, "newer record");
+                is_news = true;
+            }
         }
-        self.confirmed_at = Some(Instant::now());
-        if self.record.as_ref().is_none_or(|known| record.is_better_than(known)) {
-            tracing::info!(ipns = %self.name, sequence = record.sequence(), value = record.value(), "newer record");
-            self.record = Some(record.clone());
+        if is_news {
+            self.follow_moved().await;
             self.save().await;
         }
-        if let Some(newest) = self.record.clone() {
-            self.serve(&newest).await;
+        if self.trail.first().is_some() {
+            self.serve().await;
         }
     }
 
-    /// Takes the root of a record over, once its directories are here.
-    async fn serve(&mut self, record: &IpnsRecord) {
-        let Some(root) = record.root() else {
-            let error = format!("the record points to {}, not to /ipfs/<cid>", record.value());
-            self.status.send_modify(|status| status.error = Some(error));
-            return;
+    /// Has the network tell of the names that this one leads to.
+    async fn follow_moved(&self) {
+        for at in 1..=self.trail.records().len() {
+            if let Some(name) = self.trail.name_at(at) {
+                self.following.ipfs.follow(&name).await;
+            }
+        }
+    }
+
+    /// Takes the root at the end of the trail over, once its directories are here.
+    async fn serve(&mut self) {
+        let root = match self.trail.root() {
+            Ok(root) => root,
+            // It is asked for next.
+            Err(TrailError::Unknown(_)) => return,
+            Err(error) => {
+                self.status.send_modify(|status| status.error = Some(error.to_string()));
+                return;
+            }
         };
         let old = self.serving.borrow().root;
-        let keep = self.tree.blocks().keep();
+        let keep = self.following.tree.blocks().keep();
         keep.add(root);
         if old == Some(root) {
             self.status.send_modify(|status| status.error = None);
@@ -284,7 +355,8 @@ impl Follower {
         self.serving.send_modify(|serving| *serving = Serving { root: Some(root), previous: old });
         self.taken_at = Some(Instant::now());
         self.status.send_modify(|status| status.error = None);
-        tracing::info!(ipns = %self.name, %root, sequence = record.sequence(), "serving a new root");
+        let sequence = self.trail.last().map(IpnsRecord::sequence);
+        tracing::info!(ipns = %self.name, %root, sequence, "serving a new root");
         self.save().await;
         if old.is_none() && self.mode != FollowMode::None {
             // Nobody waits for these: a first root serves what it can meanwhile, and the rest on demand.
@@ -292,7 +364,7 @@ impl Follower {
                 tracing::debug!(ipns = %self.name, error = %chain(&error), "directories not all fetched");
             }
         }
-        if let Err(error) = self.ipfs.provide(&[root]).await {
+        if let Err(error) = self.following.ipfs.provide(&[root]).await {
             tracing::debug!(ipns = %self.name, %error, "root not announced");
         }
     }
@@ -301,15 +373,16 @@ impl Follower {
     /// who vanishes in the middle must not take away what the old root could serve. What a try could not fetch in its
     /// time the next one goes on with.
     async fn fetch_before_serving(&self, old: Option<Cid>, root: Cid) -> Result<(), MirrorError> {
-        self.tree.blocks().fetch(Want { cid: root, root }).await?;
+        let blocks = self.following.tree.blocks();
+        blocks.fetch(Want { cid: root, root }).await?;
         if old.is_some() && self.mode != FollowMode::None {
             self.fetch_directories(old, root).await?;
         }
-        Ok(self.tree.blocks().flush().await?)
+        Ok(blocks.flush().await?)
     }
 
     async fn fetch_directories(&self, old: Option<Cid>, root: Cid) -> Result<(), DagError> {
-        let changed = self.tree.fetch_directories(old.as_ref(), &root, PREFETCHED_NODES_MAX);
+        let changed = self.following.tree.fetch_directories(old.as_ref(), &root, PREFETCHED_NODES_MAX);
         match tokio::time::timeout(PREFETCH_TIMEOUT, changed).await {
             Ok(done) => done.map(drop),
             Err(_) => Err(DagError::Cancelled("fetching the directories of a new root took too long")),
@@ -317,32 +390,52 @@ impl Follower {
     }
 
     async fn save(&self) {
-        let Some(record) = &self.record else { return };
-        let row = Followed { record: record.bytes().to_vec(), root: self.serving.borrow().root };
-        let (state, name) = (self.state.clone(), self.name);
+        let Some(record) = self.trail.first() else { return };
+        let (moved, root) = (self.trail.moved(), self.serving.borrow().root);
+        let row = Followed { record: record.bytes().to_vec(), moved, root };
+        let (state, name) = (self.following.state.clone(), self.name);
         if let Err(error) = off_thread(move || state.set_followed(&name, &row)).await {
             tracing::error!(ipns = %self.name, error = %chain(&error), "cannot remember the root on disk");
         }
     }
 
-    async fn put_again(&self) {
-        let Some(record) = &self.record else { return };
-        if record.check_validity(Timestamp::now()).is_err() {
-            return;
+    /// Puts the records on the trail again, in turn with those of other names: apart from the rest, since it may take a
+    /// while.
+    fn put_again(&self) -> BoxFuture<'static, ()> {
+        let (following, records) = (self.following.clone(), self.trail.records().to_vec());
+        async move {
+            for record in records.iter().filter(|record| record.check_validity((following.now)()).is_ok()) {
+                let Ok(_turn) = following.puts.acquire().await else { return };
+                if let Err(error) = following.ipfs.publish(record).await {
+                    tracing::debug!(ipns = %record.name(), %error, "record not put again");
+                }
+            }
         }
-        if let Err(error) = self.ipfs.publish(record).await {
-            tracing::debug!(ipns = %self.name, %error, "record not put again");
-        }
+        .boxed()
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
         let (confirmed_at, taken_at) = (self.confirmed_at, self.taken_at);
+        let now = (self.following.now)();
+        let expired = self.trail.records().iter().filter(|record| record.check_validity(now).is_err());
+        let expired_for = expired
+            .map(|record| Duration::try_from(now.duration_since(record.valid_until())).unwrap_or_default())
+            .max();
+        let moved_to = self.trail.moved_to();
+        let before = self.status.borrow().clone();
+        if let (Some(_), None) = (expired_for, before.expired_for) {
+            tracing::warn!(ipns = %self.name, "the record of this name has expired, and its author has signed no newer one: what was last known is served on");
+        }
+        if let Some(to) = moved_to.filter(|to| before.moved_to != Some(*to)) {
+            tracing::warn!(ipns = %self.name, %to, "this name was given up for another one, which is followed: put that into storage.ipfs.readonlyipnskeys");
+        }
         self.status.send_modify(|status| {
             status.root = self.serving.borrow().root;
-            status.sequence = self.record.as_ref().map(IpnsRecord::sequence);
-            status.valid_until = self.record.as_ref().map(IpnsRecord::valid_until);
+            status.sequence = self.trail.first().map(IpnsRecord::sequence);
+            status.valid_until = self.trail.first().map(IpnsRecord::valid_until);
             status.record_age = confirmed_at.map(|at| at.elapsed());
             status.root_age = taken_at.map(|at| at.elapsed());
+            (status.moved_to, status.expired_for) = (moved_to, expired_for);
         });
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::pull_through::{Place, PullThrough, Scope};
 use super::{
-    Asked, Blob, Content, Inner, Listed, MirrorError, Origin, Page, Purpose, Referrers, Served, chain,
+    Age, Asked, Blob, Content, Inner, Listed, MirrorError, Origin, Page, Purpose, Referrers, Served, chain,
 };
 use crate::oci::{Digest, Reference};
 
@@ -40,7 +40,7 @@ impl Inner {
         }
         let rooted = Box::pin(async {
             let found = self.manifest(asked.repo, reference).await?;
-            Ok(found.map(|(manifest, origin)| Served { manifest, origin, age: None }))
+            Ok(found.map(|(manifest, origin)| Served { age: self.age_of(&origin), manifest, origin }))
         });
         let Some((pull_through, place)) = self.place(asked)? else { return rooted.await };
         let upstream = Box::pin(async {
@@ -56,6 +56,12 @@ impl Inner {
             Ok(Some(served))
         });
         race(rooted, upstream).await
+    }
+
+    /// How old the tree of a followed name is, once its record has expired.
+    fn age_of(&self, origin: &Origin) -> Option<Age> {
+        let Origin::Readonly(name) = origin else { return None };
+        self.follows.iter().find(|follow| follow.name == *name)?.age()
     }
 
     pub(super) async fn served_blob(

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use moka::sync::Cache;
 use tokio::sync::broadcast;
 
 use super::commit::Commits;
-use super::elsewhere::Elsewhere;
+use super::elsewhere::{Elsewhere, held};
 use super::gc::{self, Collector};
 use super::leases::Leases;
 use super::publish::{self, Publisher};
 use super::pull_through::PullThrough;
-use super::roots::Follow;
+use super::roots::{Follow, Following};
 use super::upload::Uploads;
 use super::verify::Proven;
 use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce, replicate};
@@ -62,7 +63,7 @@ impl Mirror {
         let leases = Arc::new(Leases::new(Instant::now()));
         let own = match config.signer {
             Some(signer) => {
-                let (root, record) = publish::first_root(&ipfs, &tree, state, &signer).await?;
+                let (root, known) = publish::first_root(&ipfs, &tree, state, &signer).await?;
                 let commits =
                     Commits::start(tasks, tree.clone(), state.clone(), leases.clone(), signer.name(), root);
                 let told = updates.subscribe();
@@ -73,7 +74,7 @@ impl Mirror {
                     ipfs.clone(),
                     state.clone(),
                     signer,
-                    record,
+                    known,
                     commits.clone(),
                     told,
                 );
@@ -81,10 +82,10 @@ impl Mirror {
             }
             None => None,
         };
+        let following = Following::new(ipfs.clone(), tree.clone(), state.clone(), Timestamp::now);
         let mut follows = Vec::with_capacity(config.readonly.len());
         for name in &config.readonly {
-            let (name, ipfs, tree) = (*name, ipfs.clone(), tree.clone());
-            follows.push(Follow::start(tasks, ipfs, tree, state.clone(), name, updates.subscribe()).await?);
+            follows.push(Follow::start(tasks, following.clone(), *name, updates.subscribe()).await?);
         }
         let uploads =
             Uploads::open(blocks, store.uploads().clone(), config.uploads_max, config.upload_idle_timeout)
@@ -94,12 +95,8 @@ impl Mirror {
             None => None,
         };
         let elsewhere = Elsewhere::open(ipfs.clone(), config.naming, state.clone()).await?;
-        let kept = elsewhere.kept.roots();
-        tasks.spawn_short("layouts", |_| async move {
-            if let Err(error) = ipfs.provide(&kept).await {
-                tracing::debug!(%error, "layouts not announced");
-            }
-        });
+        let (kept, changed) = (elsewhere.kept.clone(), elsewhere.changed.clone());
+        tasks.spawn("layouts", |stop| held::run(kept, ipfs, changed, stop));
         let MirrorConfig { delete_enabled, validation, follow_quota_bytes, .. } = config;
         let elsewhere = Some(elsewhere);
         let parts = Parts {

@@ -13,12 +13,15 @@ use libp2p::pnet::PnetConfig;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, identify, mdns, memory_connection_limits, noise,
-    ping, tcp, tls, yamux,
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, dcutr, identify, mdns, memory_connection_limits,
+    noise, ping, relay, tcp, tls, upnp, yamux,
 };
 
+use super::nat::autonat;
+use super::peers::peer_of;
 use super::routing::Dht;
-use super::{NodeConfig, NodeError, SwarmKey, providers, pubsub, streams};
+use super::subnets::Subnets;
+use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, streams};
 use crate::ipld::ipns::IpnsName;
 
 /// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
@@ -38,11 +41,16 @@ const MEMORY_BYTES_MAX: usize = 768 << 20;
 /// What waits for a socket of a private network.
 const PRIVATE_BUFFER_BYTES: usize = 64 * 1024;
 const CONNECTIONS_PER_PEER_MAX: u32 = 8;
-const PENDING_MAX: u32 = 256;
+/// Connections that we have opened.
+const CONNECTIONS_OUTGOING_MAX: u32 = 1024;
+/// Connections in their handshake, in each direction.
+pub(super) const PENDING_MAX: u32 = 256;
 
+/// The limits come first: what they refuse is not known to the others.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
+    pub(super) subnets: Subnets,
     pub(super) memory: memory_connection_limits::Behaviour,
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
@@ -51,6 +59,12 @@ pub(super) struct Behaviour {
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) gossip: Toggle<pubsub::Gossip>,
     pub(super) streams: streams::Behaviour,
+    pub(super) autonat_client: Toggle<autonat::Client>,
+    pub(super) autonat_server: Toggle<autonat::Server>,
+    pub(super) relay_client: relay::client::Behaviour,
+    pub(super) relay: Toggle<relay::Behaviour>,
+    pub(super) dcutr: Toggle<dcutr::Behaviour>,
+    pub(super) upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
 impl Behaviour {
@@ -72,15 +86,23 @@ pub(super) fn build(
     let peer_id = keypair.public().to_peer_id();
     let identify = identify::Config::new("ipfs/0.1.0".to_owned(), keypair.public())
         .with_agent_version(config.agent.clone())
-        .with_push_listen_addr_updates(true);
+        .with_push_listen_addr_updates(true)
+        // What is to be told is among the external ones.
+        .with_hide_listen_addrs(true);
     let limits = ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_MAX))
         .with_max_pending_outgoing(Some(PENDING_MAX))
         .with_max_established_incoming(Some(config.connections_max))
+        .with_max_established_outgoing(Some(CONNECTIONS_OUTGOING_MAX))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
     let gossip = config.pubsub.then(|| pubsub::build(&keypair, topics)).transpose()?;
-    let behaviour = Behaviour {
-        limits: connection_limits::Behaviour::new(limits),
+    let mut limits = connection_limits::Behaviour::new(limits);
+    // Nobody else can take the place of those whom the config names.
+    config.peers.iter().filter_map(peer_of).for_each(|peer| limits.bypass_peer_id(&peer));
+    let nat = config.nat;
+    let behaviour = |relay_client| Behaviour {
+        limits,
+        subnets: Subnets::new(config.connections_max),
         memory: memory_connection_limits::Behaviour::with_max_bytes(MEMORY_BYTES_MAX),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
@@ -89,6 +111,12 @@ pub(super) fn build(
         mdns: config.mdns.then(|| local_discovery(peer_id)).flatten().into(),
         gossip: gossip.into(),
         streams,
+        autonat_client: nat.then(autonat::Client::default).into(),
+        autonat_server: nat.then(autonat::Server::default).into(),
+        relay_client,
+        relay: config.relay.then(|| relay::Behaviour::new(peer_id, nat::relay_config())).into(),
+        dcutr: nat.then(|| dcutr::Behaviour::new(peer_id)).into(),
+        upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
     match &config.swarm_key {
         Some(key) => private(keypair, *key, behaviour),
@@ -96,7 +124,10 @@ pub(super) fn build(
     }
 }
 
-fn public(keypair: Keypair, behaviour: Behaviour) -> Result<Swarm<Behaviour>, NodeError> {
+fn public(
+    keypair: Keypair,
+    behaviour: impl FnOnce(relay::client::Behaviour) -> Behaviour,
+) -> Result<Swarm<Behaviour>, NodeError> {
     Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_tcp(tcp(), (noise::Config::new, tls::Config::new), multiplexer)
@@ -104,14 +135,22 @@ fn public(keypair: Keypair, behaviour: Behaviour) -> Result<Swarm<Behaviour>, No
         .with_quic()
         .with_dns()
         .map_err(|error| transport(&error))?
-        .with_behaviour(|_| behaviour)
+        .with_relay_client(noise::Config::new, multiplexer)
+        .map_err(|error| transport(&error))?
+        .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| transport(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build())
 }
 
 /// Each connection is encrypted with the key of the network before anything is said. There is no such thing for QUIC.
-fn private(keypair: Keypair, key: SwarmKey, behaviour: Behaviour) -> Result<Swarm<Behaviour>, NodeError> {
+///
+/// What goes through a relay is not encrypted with it once more: each leg of it is.
+fn private(
+    keypair: Keypair,
+    key: SwarmKey,
+    behaviour: impl FnOnce(relay::client::Behaviour) -> Behaviour,
+) -> Result<Swarm<Behaviour>, NodeError> {
     Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_other_transport(|keypair| {
@@ -127,7 +166,9 @@ fn private(keypair: Keypair, key: SwarmKey, behaviour: Behaviour) -> Result<Swar
         .map_err(|error| transport(&error))?
         .with_dns()
         .map_err(|error| transport(&error))?
-        .with_behaviour(|_| behaviour)
+        .with_relay_client(noise::Config::new, multiplexer)
+        .map_err(|error| transport(&error))?
+        .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| transport(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build())

@@ -13,13 +13,16 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::beside;
 use super::bitswap::{BitswapStats, Exchange};
 use super::event_loop::Command;
 use super::http_streams::HttpStreams;
+use super::nat::NatStats;
 use super::queries::Answer;
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::web::{Web, WebStatus};
 
 /// How long a lookup waits for a first peer to ask.
 const FIRST_PEER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +48,7 @@ pub(super) struct View {
     pub(super) listeners: usize,
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) crowd: Crowd,
+    pub(super) nat: NatStats,
 }
 
 /// Who is there.
@@ -72,6 +76,7 @@ pub struct NodeClient {
     http: HttpStreams,
     mesh: watch::Receiver<Arc<[Peer]>>,
     pubsub: bool,
+    pub(super) web: Option<Web>,
 }
 
 /// What `status` tells of the node.
@@ -83,6 +88,9 @@ pub struct NodeStats {
     pub announcements_waiting: usize,
     /// Connected peers that records are exchanged with over pubsub; `None`: it is off.
     pub pubsub_peers: Option<usize>,
+    /// The delegated routers and gateways of the config.
+    pub web: Vec<WebStatus>,
+    pub nat: NatStats,
     pub bitswap: BitswapStats,
 }
 
@@ -97,15 +105,16 @@ impl NodeClient {
         http: HttpStreams,
         mesh: watch::Receiver<Arc<[Peer]>>,
         pubsub: bool,
+        web: Option<Web>,
     ) -> Self {
-        Self { peer_id, commands, exchange, view, updates, http, mesh, pubsub }
+        Self { peer_id, commands, exchange, view, updates, http, mesh, pubsub, web }
     }
 
     pub fn peer_id(&self) -> PeerId {
         self.peer_id
     }
 
-    /// Where the node listens, with its peer id; TCP before QUIC.
+    /// Where the node listens, with its peer id; TCP before QUIC, relays not among them.
     pub fn listen_addresses(&self) -> Vec<Multiaddr> {
         let suffix = libp2p::multiaddr::Protocol::P2p(self.peer_id);
         let mut addresses: Vec<_> =
@@ -126,6 +135,8 @@ impl NodeClient {
             mesh_peers: self.mesh.borrow().len(),
             announcements_waiting: view.crowd.announcements_waiting,
             pubsub_peers: self.pubsub.then_some(view.crowd.on_topics),
+            web: self.web.as_ref().map(Web::status).unwrap_or_default(),
+            nat: view.nat.clone(),
             bitswap: self.exchange.stats(),
         }
     }
@@ -137,12 +148,12 @@ impl NodeClient {
         let _ = view.wait_for(|view| view.listeners >= listeners).await;
     }
 
-    async fn send(&self, command: Command) -> Result<(), IpfsError> {
+    pub(super) async fn send(&self, command: Command) -> Result<(), IpfsError> {
         self.commands.send(command).await.map_err(|_| IpfsError::Closed)
     }
 
     /// Waits for somebody to ask, unless nobody is expected; right after a start the first connections are being made.
-    async fn await_peer(&self, what: impl std::fmt::Display) -> Result<(), IpfsError> {
+    pub(super) async fn await_peer(&self, what: impl std::fmt::Display) -> Result<(), IpfsError> {
         let mut view = self.view.clone();
         match timeout(
             FIRST_PEER_TIMEOUT,
@@ -234,7 +245,10 @@ impl Candidates {
 #[async_trait]
 impl Ipfs for NodeClient {
     async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
-        self.exchange.fetch(want).await
+        match &self.web {
+            Some(web) => beside::fetch(web, &self.exchange, want).await,
+            None => self.exchange.fetch(want).await,
+        }
     }
 
     async fn provide(&self, roots: &[Cid]) -> Result<(), IpfsError> {
@@ -242,6 +256,36 @@ impl Ipfs for NodeClient {
     }
 
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError> {
+        match &self.web {
+            Some(web) if web.has_routers() => beside::resolve(web, self, name).await,
+            _ => self.resolve_by_dht(name).await,
+        }
+    }
+
+    async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
+        match &self.web {
+            Some(web) if web.has_routers() => beside::publish(web, self, record).await,
+            _ => self.publish_by_dht(record).await,
+        }
+    }
+
+    async fn follow(&self, name: &IpnsName) {
+        // Who asks a node that has ended is told so by what comes next.
+        let _ = self.send(Command::Follow(*name)).await;
+    }
+
+    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
+        self.mesh.clone()
+    }
+
+    async fn request(&self, peer: &Peer, request: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
+        self.http.request(peer, request).await
+    }
+}
+
+impl NodeClient {
+    /// Asks the DHTs, alone.
+    pub(super) async fn resolve_by_dht(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError> {
         self.await_peer(name).await?;
         let (reply, answers) = mpsc::channel(ANSWERS_QUEUED_MAX);
         self.send(Command::GetRecord { name: *name, reply }).await?;
@@ -258,7 +302,7 @@ impl Ipfs for NodeClient {
         Ok(best)
     }
 
-    async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
+    pub(super) async fn publish_by_dht(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
         // Kept here first, so that who asks us is told, also while there is nobody to put it to.
         let mut stored = self.put(record).await?;
         let name = *record.name();
@@ -289,16 +333,6 @@ impl Ipfs for NodeClient {
         Ok(())
     }
 
-    fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {
-        self.mesh.clone()
-    }
-
-    async fn request(&self, peer: &Peer, request: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
-        self.http.request(peer, request).await
-    }
-}
-
-impl NodeClient {
     /// Dials a peer; for tests and `status` only tells whether it could be asked to.
     pub async fn dial(&self, address: Multiaddr) -> Result<(), IpfsError> {
         let (reply, answer) = oneshot::channel();

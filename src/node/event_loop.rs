@@ -7,10 +7,10 @@ use cid::Cid;
 use futures::StreamExt;
 use jiff::Timestamp;
 use libp2p::core::ConnectedPoint;
-use libp2p::kad::{self, QueryId, RecordKey};
+use libp2p::kad::{QueryId, RecordKey};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -18,17 +18,20 @@ use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
 use super::client::{Crowd, View};
 use super::mesh::Mesh;
+use super::nat::{self, Nat};
 use super::peers::{Book, KNOWN_MAX};
 use super::providers::Providers;
 use super::providing::Providing;
 use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
 use super::routing::{self, Dht};
+use super::search::Dialled;
 use super::{NodeConfig, streams};
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{KnownPeer, State, off_thread};
 use crate::tasks::Tasks;
+use crate::web::{Reach, Web};
 
 /// The loop's own rounds: dialling, announcing, dropping queries that nobody waits for.
 const ROUND: Duration = Duration::from_millis(250);
@@ -54,12 +57,22 @@ pub(super) enum Command {
         behind: Vec<PeerId>,
     },
     Provide(Vec<Cid>),
+    /// One more name whose records are told of; it has no topic.
+    Follow(IpnsName),
+    /// Somebody who is said to have a DAG.
+    DialProvider {
+        root: Cid,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    },
     Dial {
         address: Multiaddr,
         reply: oneshot::Sender<Result<(), IpfsError>>,
     },
 }
 
+/// Names that are followed, those that others lead to included.
+const FOLLOWED_MAX: usize = 4096;
 /// Addresses of a peer that are taken in, of those where it was reached and of those that it tells.
 const DIALLED_MAX: usize = 8;
 const TOLD_MAX: usize = 32;
@@ -68,7 +81,7 @@ const TOLD_MAX: usize = 32;
 #[derive(Default)]
 pub(super) struct Connected {
     /// Where it was reached.
-    dialled: Vec<Multiaddr>,
+    pub(super) dialled: Vec<Multiaddr>,
     /// These, and what it last told.
     pub(super) addresses: Vec<Multiaddr>,
     pub(super) dhts: HashSet<Dht>,
@@ -80,6 +93,7 @@ pub(super) struct EventLoop {
     pub(super) changes: mpsc::Sender<(PeerId, bool)>,
     pub(super) book: Book,
     pub(super) mesh: Mesh,
+    pub(super) nat: Nat,
     pub(super) pubsub: Pubsub,
     pub(super) state: State,
     pub(super) followed: HashSet<IpnsName>,
@@ -89,6 +103,8 @@ pub(super) struct EventLoop {
     pub(super) waiting: HashMap<(Dht, QueryId), Waiting>,
     pub(super) providing: HashMap<Dht, Providing>,
     pub(super) providers: Providers,
+    pub(super) web: Option<Web>,
+    pub(super) dialled: Dialled,
     pub(super) peers: HashMap<PeerId, Connected>,
     pub(super) listeners: HashSet<libp2p::core::transport::ListenerId>,
 }
@@ -101,11 +117,13 @@ impl EventLoop {
         exchange: Exchange,
         book: Book,
         mesh: Mesh,
+        nat: Nat,
         pubsub: Pubsub,
         state: State,
         config: NodeConfig,
         updates: broadcast::Sender<IpnsRecord>,
         view: watch::Sender<View>,
+        web: Option<Web>,
         tasks: &Tasks,
     ) -> Self {
         // Bitswap may wait for the swarm, so the swarm must not wait for Bitswap.
@@ -121,6 +139,7 @@ impl EventLoop {
             changes,
             book,
             mesh,
+            nat,
             pubsub,
             state,
             followed: config.followed.into_iter().collect(),
@@ -130,6 +149,8 @@ impl EventLoop {
             waiting: HashMap::new(),
             providing: HashMap::new(),
             providers: Providers::default(),
+            web,
+            dialled: Dialled::default(),
             peers: HashMap::new(),
             listeners: HashSet::new(),
         }
@@ -143,7 +164,7 @@ impl EventLoop {
         stop: CancellationToken,
     ) {
         for address in std::mem::take(&mut self.announce) {
-            self.add_own_address(address);
+            self.add_announced_address(address);
         }
         self.announce_topics();
         let mut round = tokio::time::interval(ROUND);
@@ -181,7 +202,13 @@ impl EventLoop {
             announcements_waiting: self.announcements_waiting(),
             on_topics: self.pubsub.peers(),
         };
-        self.view.send_if_modified(|view| std::mem::replace(&mut view.crowd, crowd) != crowd);
+        let nat = self.nat.stats();
+        self.view.send_if_modified(|view| {
+            let changed = view.crowd != crowd || view.nat != nat;
+            view.crowd = crowd;
+            view.nat = nat;
+            changed
+        });
     }
 
     fn on_command(&mut self, command: Command) {
@@ -196,6 +223,13 @@ impl EventLoop {
             Command::PutRecord { record, reply } => self.put_record(&record, &reply),
             Command::Found { record, behind } => self.on_found(&record, behind),
             Command::Provide(roots) => self.provide(&roots),
+            Command::Follow(name) if self.followed.len() < FOLLOWED_MAX => {
+                self.followed.insert(name);
+            }
+            Command::Follow(name) => {
+                tracing::warn!(ipns = %name, "too many names are followed: it is polled only")
+            }
+            Command::DialProvider { root, peer, addresses } => self.dial_provider(root, peer, addresses),
             Command::Dial { address, reply } => {
                 let dialled = self.swarm.dial(address.clone());
                 let outcome = dialled.map_err(|error| IpfsError::NoPeers(format!("{address}: {error}")));
@@ -249,6 +283,7 @@ impl EventLoop {
                 tracing::trace!(%error, "not dialled");
             }
         }
+        self.nat_round();
         self.find_company();
         self.announce_some();
     }
@@ -272,16 +307,31 @@ impl EventLoop {
         }
     }
 
+    /// Dials a provider of a DAG; if nothing of libp2p is there, it may have gateways.
+    pub(super) fn dial_provider(&mut self, root: Cid, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if self.web.is_some() {
+            self.dialled.note(peer, root);
+        }
+        self.dial(peer, addresses);
+    }
+
+    /// The transports do not know HTTP, and say which addresses they do not know.
+    fn on_not_connected(&mut self, peer: Option<PeerId>, error: &DialError) {
+        tracing::debug!(?peer, %error, "not connected");
+        let root = peer.and_then(|peer| self.dialled.take(&peer));
+        if let (Some(web), Some(root), DialError::Transport(tried)) = (&self.web, root, error) {
+            let addresses: Vec<Multiaddr> = tried.iter().map(|(address, _)| address.clone()).collect();
+            web.provider_at(&root, &addresses, Reach::Public);
+        }
+    }
+
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
-            SwarmEvent::Behaviour(BehaviourEvent::Wan(event)) => self.on_kad(Dht::Wan, event),
-            SwarmEvent::Behaviour(BehaviourEvent::Lan(event)) => self.on_kad(Dht::Lan, event),
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
-                peer_id,
-                info,
-                ..
-            })) => {
-                self.on_identify(peer_id, info);
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            SwarmEvent::NewListenAddr { listener_id, address }
+                if self.on_relayed_address(listener_id, &address) =>
+            {
+                tracing::info!(%address, "a relay passes connections on");
             }
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 self.listeners.insert(listener_id);
@@ -295,37 +345,63 @@ impl EventLoop {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => {
                 self.swarm.remove_external_address(&address);
+                self.on_address_expired(&address);
                 self.view.send_modify(|view| view.addresses.retain(|known| *known != address));
             }
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, num_established, .. } => {
+            SwarmEvent::ConnectionEstablished {
+                peer_id, connection_id, endpoint, num_established, ..
+            } => {
+                self.note_path(peer_id, connection_id, endpoint.is_relayed());
                 self.on_connected(peer_id, &endpoint, num_established.get() == 1);
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
+                self.note_path_closed(&peer_id, connection_id, num_established == 0);
+                if num_established > 0 {
+                    return;
+                }
                 tracing::debug!(peer.id = %peer_id, ?cause, "disconnected");
                 self.peers.remove(&peer_id);
                 self.mesh.disconnected(&peer_id);
                 self.pubsub.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.on_gossip(event),
-            SwarmEvent::OutgoingConnectionError { error: DialError::LocalPeerId { address }, .. } => {
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_address_confirmed(&address),
+            SwarmEvent::ExternalAddrExpired { address } => self.on_address_expired(&address),
+            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                self.on_listener_closed(listener_id, &reason);
+            }
+            SwarmEvent::OutgoingConnectionError { error: DialError::LocalPeerId { address }, .. }
+                if !nat::is_relayed(&address) =>
+            {
                 self.mesh.is_ours(&address);
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => {
-                tracing::debug!(?peer_id, %error, "not connected");
+                self.on_not_connected(peer_id, &error);
             }
             _ => (),
         }
     }
 
-    /// An address to be told to others. Both DHTs put it into their provider records; readers of the public one drop
-    /// private addresses. A public one makes us a server of the public DHT.
-    fn add_own_address(&mut self, address: Multiaddr) {
-        if routing::is_public(&address) {
-            self.swarm.behaviour_mut().wan.set_mode(Some(kad::Mode::Server));
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Wan(event) => self.on_kad(Dht::Wan, event),
+            BehaviourEvent::Lan(event) => self.on_kad(Dht::Lan, event),
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                self.on_identify(peer_id, info);
+            }
+            BehaviourEvent::Mdns(event) => self.on_mdns(event),
+            BehaviourEvent::Gossip(event) => self.on_gossip(event),
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(ping::Failure::Timeout) }) => {
+                // TCP would hold on to it for a quarter of an hour, and nobody dials who is connected.
+                tracing::debug!(peer.id = %peer, "a connection is closed on which a ping had no answer");
+                self.swarm.close_connection(connection);
+            }
+            BehaviourEvent::AutonatClient(event) => self.on_tested(&event),
+            BehaviourEvent::Dcutr(event) => nat::on_hole_punch(&event),
+            BehaviourEvent::Relay(event) => self.on_relayed(&event),
+            BehaviourEvent::Upnp(event) => tracing::debug!(?event, "gateway of the local network"),
+            _ => (),
         }
-        self.swarm.add_external_address(address);
     }
 
     fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, first: bool) {
@@ -340,8 +416,10 @@ impl EventLoop {
                 known.addresses.push(address.clone());
             }
         }
-        self.mesh.connected(peer, dialled);
+        // By a relay somebody else answers than who is at the place that the address begins with.
+        self.mesh.connected(peer, dialled.filter(|address| !nat::is_relayed(address)));
         self.keep(&peer);
+        self.dialled.take(&peer);
         if !first {
             return;
         }
@@ -377,6 +455,7 @@ impl EventLoop {
     /// The routing tables take in who takes part in their DHT, at the addresses that belong there.
     fn on_identify(&mut self, peer: PeerId, info: identify::Info) {
         self.mesh.identified(&peer, &info.protocols);
+        self.notice_services(peer, &info);
         let Some(known) = self.peers.get_mut(&peer) else { return };
         let told = info.listen_addrs.into_iter().take(TOLD_MAX);
         let addresses: Vec<Multiaddr> =

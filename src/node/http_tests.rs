@@ -52,6 +52,10 @@ impl Node {
             connections_max: 100,
             swarm_key: None,
             mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
         };
         let (client, streams) = start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         Self { client, streams, tasks, _folder: folder }

@@ -4,14 +4,17 @@
 //! it on streams that the swarm hands over.
 
 mod behaviour;
+mod beside;
 pub mod bitswap;
 mod client;
+mod connections;
 mod event_loop;
 mod http_streams;
 #[cfg(test)]
 mod http_tests;
 mod mesh;
 mod names;
+mod nat;
 mod peers;
 mod places;
 mod providers;
@@ -19,7 +22,9 @@ mod providing;
 mod pubsub;
 mod queries;
 mod routing;
+mod search;
 pub mod streams;
+mod subnets;
 mod swarm_key;
 #[cfg(test)]
 mod tests;
@@ -37,12 +42,15 @@ use crate::ipfs::PeerStreams;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{Store, StoreError, off_thread};
 use crate::tasks::Tasks;
+use crate::web::Web;
 use behaviour::Behaviour;
 use bitswap::{BitswapLimits, Exchange};
 pub use client::{NodeClient, NodeStats};
 use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
+use nat::Nat;
+pub use nat::{NatStats, Reachability};
 use pubsub::Pubsub;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 
@@ -81,6 +89,14 @@ pub struct NodeConfig {
     pub swarm_key: Option<SwarmKey>,
     /// Whether peers of the local network are found by mDNS, and told of this one.
     pub mdns: bool,
+    /// Whether others test if we are reached, and relays and hole punching help where we are not.
+    pub nat: bool,
+    /// Whether the gateway of the local network is asked for a port.
+    pub upnp: bool,
+    /// Whether we are a relay for others.
+    pub relay: bool,
+    /// Relays that are asked first, each with its peer id; they are kept connected.
+    pub relays: Vec<Multiaddr>,
 }
 
 /// Why a node does not start.
@@ -110,15 +126,25 @@ pub async fn start(
     keypair: Keypair,
     config: NodeConfig,
 ) -> Result<(NodeClient, PeerStreams), NodeError> {
+    start_with(tasks, store, keypair, config, None).await
+}
+
+/// The same, with delegated routers and gateways that are asked beside the peers.
+pub async fn start_with(
+    tasks: &Tasks,
+    store: &Store,
+    keypair: Keypair,
+    config: NodeConfig,
+    web: Option<Web>,
+) -> Result<(NodeClient, PeerStreams), NodeError> {
     let peer_id = keypair.public().to_peer_id();
     let (bitswap_incoming, streams) = mpsc::channel(STREAMS_QUEUED_MAX);
     let (http_incoming, peer_streams) = mpsc::channel(STREAMS_QUEUED_MAX);
     let (streams_behaviour, control) = streams::Behaviour::new(bitswap::protocols(), bitswap_incoming);
-    let streams_behaviour =
+    let mut streams_behaviour =
         streams_behaviour.accepting(vec![http_streams::HTTP, http_streams::MESH], http_incoming);
     let topics = if config.pubsub { Pubsub::names(&config.followed) } else { Vec::new() };
     let pubsub = Pubsub::new(&topics, Instant::now());
-    let mut streams_behaviour = streams_behaviour;
     if config.pubsub {
         let (fetch_incoming, asked) = mpsc::channel(STREAMS_QUEUED_MAX);
         streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
@@ -131,11 +157,14 @@ pub async fn start(
         let state = store.state().clone();
         off_thread(move || state.peers()).await?
     };
-    let book = peers::Book::new(peer_id, &config.bootstrap, &config.peers, &known)?;
+    let dialled: Vec<Multiaddr> = config.bootstrap.iter().chain(&config.relays).cloned().collect();
+    let book = peers::Book::new(peer_id, &dialled, &config.peers, &known)?;
+    let nat = Nat::new(peer_id, &config);
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
+    let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
+    let searches = search::beside(tasks, web.as_ref(), searches, &commands);
     let limits = BitswapLimits::default();
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);
-    let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let (updates, _) = broadcast::channel::<IpnsRecord>(UPDATES_QUEUED_MAX);
     let view = watch::Sender::new(client::View {
         crowd: client::Crowd { expecting: true, ..Default::default() },
@@ -154,6 +183,7 @@ pub async fn start(
         http,
         mesh.members(),
         config.pubsub,
+        web.clone(),
     );
     let peer_streams = http_streams::incoming(peer_streams, mesh.trusted());
     let listeners = config.listen.len();
@@ -163,11 +193,13 @@ pub async fn start(
         exchange,
         book,
         mesh,
+        nat,
         pubsub,
         store.state().clone(),
         config,
         updates,
         view,
+        web,
         tasks,
     );
     tasks.spawn("swarm", |stop| event_loop.run(inbox, searches, places, stop));

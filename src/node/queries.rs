@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use cid::Cid;
 use jiff::Timestamp;
 use libp2p::PeerId;
 use libp2p::kad::store::{MemoryStore, RecordStore};
@@ -48,6 +49,7 @@ pub(super) enum Waiting {
     /// A newer record for a peer that put an older one.
     Correction(PeerId),
     Providers {
+        root: Cid,
         reply: mpsc::Sender<PeerId>,
         found: usize,
     },
@@ -149,7 +151,8 @@ impl EventLoop {
     pub(super) fn find_providers(&mut self, search: FindProviders) {
         for dht in Dht::BOTH {
             let id = self.swarm.behaviour_mut().kad(dht).get_providers(routing::provider_key(&search.root));
-            self.waiting.insert((dht, id), Waiting::Providers { reply: search.reply.clone(), found: 0 });
+            let waiting = Waiting::Providers { root: search.root, reply: search.reply.clone(), found: 0 };
+            self.waiting.insert((dht, id), waiting);
         }
     }
 
@@ -228,16 +231,16 @@ impl EventLoop {
                 self.providing.entry(dht).or_default().failed(key);
             }
             (
-                Waiting::Providers { reply, found },
+                Waiting::Providers { root, reply, found },
                 QueryResult::GetProviders(Ok(kad::GetProvidersOk::FoundProviders { providers, .. })),
             ) => {
-                let own = *self.swarm.local_peer_id();
+                let (own, root) = (*self.swarm.local_peer_id(), *root);
                 let fresh = first_of(providers, own, PROVIDERS_MAX, found);
                 for peer in &fresh {
                     let _ = reply.try_send(*peer);
                 }
                 for peer in fresh {
-                    self.dial(peer, Vec::new());
+                    self.dial_provider(root, peer, Vec::new());
                 }
             }
             (

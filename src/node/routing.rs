@@ -8,6 +8,7 @@ use libp2p::kad::store::RecordStore;
 use libp2p::kad::{Record, RecordKey};
 use libp2p::multiaddr::Protocol;
 
+use super::nat::is_relayed;
 use crate::ipld::Cid;
 use crate::ipld::ipns::{IpnsError, IpnsName, IpnsRecord, RECORD_BYTES_MAX};
 
@@ -31,9 +32,10 @@ impl Dht {
         }
     }
 
-    /// Whether peers of this DHT are to be reached at `address`.
+    /// Whether peers of this DHT are to be reached at `address`. Behind a NAT a relay is the way to those of both: a dial
+    /// that knows their private address alone fails, and the one address that would do comes too late for it.
     pub(super) fn admits(self, address: &Multiaddr) -> bool {
-        is_public(address) == (self == Self::Wan)
+        is_relayed(address) || is_public(address) == (self == Self::Wan)
     }
 }
 
@@ -172,6 +174,13 @@ mod tests {
         let expired = record(&key, 9, "2025-06-01T00:00:00Z");
         store(&mut records, &expired, "2025-01-01T00:00:00Z".parse().unwrap()).unwrap();
         assert!(store(&mut records, &record(&key, 1, "2027-01-01T00:00:00Z"), now()).unwrap());
+    }
+
+    #[test]
+    fn an_address_at_a_relay_belongs_to_both_dhts() {
+        let relay = libp2p::PeerId::random();
+        let address = format!("/ip4/8.8.8.8/tcp/1/p2p/{relay}/p2p-circuit").parse().unwrap();
+        assert!(Dht::BOTH.iter().all(|dht| dht.admits(&address)));
     }
 
     #[test]

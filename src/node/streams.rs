@@ -5,11 +5,11 @@
 //! to whoever asked. A taker that is slow holds back nobody's streams but its own. What is said on a stream is not known
 //! here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io};
@@ -27,7 +27,10 @@ use libp2p::swarm::{
 };
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::PollSender;
+
+use super::connections::{Connection, Peers};
 
 /// Inbound streams of one connection that may wait for one channel; those above it are reset.
 const INBOUND_WAITING_MAX: usize = 256;
@@ -107,7 +110,8 @@ impl Behaviour {
 }
 
 impl Control {
-    /// Opens a stream with the first of `protocols` that the peer speaks, over the oldest connection to it.
+    /// Opens a stream with the first of `protocols` that the peer speaks, over the oldest direct connection to it. Where
+    /// there is none but one through a relay, a direct one is awaited for the first 3 s of that.
     ///
     /// Never dials, and ends within some 10 s. When dropped midway, a stream that still comes is reset.
     pub async fn open(
@@ -116,6 +120,7 @@ impl Control {
         protocols: Vec<StreamProtocol>,
     ) -> Result<(StreamProtocol, Stream), OpenError> {
         let protocols = Offer(protocols);
+        self.peers.await_direct(&peer).await;
         for connection in self.peers.connections(&peer) {
             let (reply, opened) = oneshot::channel();
             match connection.try_send(OpenRequest { protocols: protocols.clone(), reply }) {
@@ -139,47 +144,7 @@ impl Control {
     }
 }
 
-/// The connections of each peer. Entries come and go with the swarm's events, which are paired.
-#[derive(Clone, Default)]
-struct Peers(Arc<Mutex<HashMap<PeerId, Vec<Connection>>>>);
-
-struct Connection {
-    id: ConnectionId,
-    requests: mpsc::Sender<OpenRequest>,
-    keep_alive: Arc<AtomicBool>,
-}
-
-impl Peers {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Vec<Connection>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn connections(&self, peer: &PeerId) -> Vec<mpsc::Sender<OpenRequest>> {
-        self.lock().get(peer).into_iter().flatten().map(|connection| connection.requests.clone()).collect()
-    }
-
-    fn keep_alive(&self, peer: &PeerId, keep: bool) {
-        for connection in self.lock().get(peer).into_iter().flatten() {
-            connection.keep_alive.store(keep, Ordering::Relaxed);
-        }
-    }
-
-    fn insert(&self, peer: PeerId, connection: Connection) {
-        self.lock().entry(peer).or_default().push(connection);
-    }
-
-    fn remove(&self, peer: &PeerId, id: ConnectionId) {
-        let mut peers = self.lock();
-        if let Some(connections) = peers.get_mut(peer) {
-            connections.retain(|connection| connection.id != id);
-            if connections.is_empty() {
-                peers.remove(peer);
-            }
-        }
-    }
-}
-
-struct OpenRequest {
+pub(super) struct OpenRequest {
     protocols: Offer,
     reply: oneshot::Sender<Result<(StreamProtocol, Stream), OpenError>>,
 }
@@ -228,7 +193,10 @@ impl NetworkBehaviour for Behaviour {
                 let (peer, id) = (established.peer_id, established.connection_id);
                 let (sender, requests) = mpsc::channel(OPENING_MAX);
                 let keep_alive = Arc::<AtomicBool>::default();
-                self.peers.insert(peer, Connection { id, requests: sender, keep_alive: keep_alive.clone() });
+                let relayed_since = established.endpoint.is_relayed().then(Instant::now);
+                let connection =
+                    Connection { id, relayed_since, requests: sender, keep_alive: keep_alive.clone() };
+                self.peers.insert(peer, connection);
                 self.to_handlers.push_back((peer, id, Requests { requests, keep_alive }));
             }
             FromSwarm::ConnectionClosed(closed) => {

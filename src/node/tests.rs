@@ -9,7 +9,7 @@ use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use tempfile::TempDir;
 
-use super::{NodeClient, NodeConfig, start};
+use super::{NatStats, NodeClient, NodeConfig, Reachability, SwarmKey, start};
 use crate::ipfs::{Ipfs, IpfsError, Want};
 use crate::ipld::block::RAW;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
@@ -43,9 +43,16 @@ impl Node {
         bootstrap: &[&Node],
         followed: &[IpnsName],
     ) -> Self {
-        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
-        let tasks = Tasks::new();
-        let config = NodeConfig {
+        let config = Self::config(address, bootstrap, followed);
+        let node = Self::configured(folder, key, config).await;
+        for other in bootstrap {
+            until("the peers know of each other", || node.is_routable() && other.is_routable()).await;
+        }
+        node
+    }
+
+    fn config(address: Multiaddr, bootstrap: &[&Node], followed: &[IpnsName]) -> NodeConfig {
+        NodeConfig {
             listen: vec![address],
             announce: Vec::new(),
             bootstrap: bootstrap.iter().map(|node| node.address()).collect(),
@@ -56,13 +63,36 @@ impl Node {
             connections_max: 100,
             swarm_key: None,
             mdns: false,
-        };
-        let (client, _) = start(&tasks, &store, key.clone(), config).await.unwrap();
-        let node = Self { client, store, tasks, key, folder };
-        for other in bootstrap {
-            until("the peers know of each other", || node.is_routable() && other.is_routable()).await;
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
         }
-        node
+    }
+
+    async fn configured(folder: TempDir, key: Keypair, config: NodeConfig) -> Self {
+        let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+        let tasks = Tasks::new();
+        let (client, _) = start(&tasks, &store, key.clone(), config).await.unwrap();
+        Self { client, store, tasks, key, folder }
+    }
+
+    /// One that looks for a way through NATs, by these relays.
+    async fn behind_nat(relays: &[&Node], swarm_key: Option<SwarmKey>) -> Self {
+        let nowhere = Self::config("/ip4/127.0.0.1/tcp/0".parse().unwrap(), &[], &[]);
+        let relays = relays.iter().map(|node| node.address()).collect();
+        let config = NodeConfig { nat: true, relays, swarm_key, ..nowhere };
+        Self::configured(TempDir::new().unwrap(), Keypair::generate_ed25519(), config).await
+    }
+
+    async fn relay(swarm_key: Option<SwarmKey>) -> Self {
+        let config = Self::config("/ip4/127.0.0.1/tcp/0".parse().unwrap(), &[], &[]);
+        let config = NodeConfig { nat: true, relay: true, swarm_key, ..config };
+        Self::configured(TempDir::new().unwrap(), Keypair::generate_ed25519(), config).await
+    }
+
+    fn nat(&self) -> NatStats {
+        self.client.stats().nat
     }
 
     fn address(&self) -> Multiaddr {
@@ -241,6 +271,27 @@ async fn a_provider_is_found_through_a_third_and_dialled() {
     assert_eq!(peers, 2, "the provider was dialled");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_is_met_by_every_kind_of_key_over_tcp_and_quic() {
+    let rsa = include_bytes!("../../tests/fixtures/keys/rsa.key");
+    let kept = block("of another");
+    for address in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"] {
+        for key in [
+            Keypair::generate_ed25519(),
+            Keypair::generate_secp256k1(),
+            Keypair::generate_ecdsa(),
+            Keypair::from_protobuf_encoding(rsa).unwrap(),
+        ] {
+            let kind = key.key_type();
+            let folder = TempDir::new().unwrap();
+            let theirs = Node::listening(address.parse().unwrap(), folder, key, &[], &[]).await;
+            theirs.keep(&kept);
+            let ours = Node::start(&[&theirs], &[]).await;
+            assert_eq!(fetch(&ours, *kept.cid()).await, kept, "{kind:?} at {address}");
+        }
+    }
+}
+
 /// Fetches as one who tries again: the announcement may still be on its way.
 async fn fetch(node: &Node, root: Cid) -> Block {
     let trying = async {
@@ -285,4 +336,47 @@ async fn a_peer_that_is_lost_is_dialled_again() {
     address.pop();
     let _hub = Node::listening(address, folder, key, &[], &[]).await;
     until("they are connected again", || node.is_routable()).await;
+}
+
+/// Two that know a relay: one is reached by it, and the connection becomes direct, with nothing lost on the way.
+async fn meet_by_a_relay(swarm_key: Option<SwarmKey>) {
+    let relay = Node::relay(swarm_key).await;
+    let holder = Node::behind_nat(&[&relay], swarm_key).await;
+    until("the relay passes connections on", || holder.nat().relayed_addresses.len() == 1).await;
+    assert_eq!((relay.nat().reservations, relay.nat().relayed_addresses.len()), (1, 0));
+    assert_eq!(holder.nat().reachability, Reachability::Unknown);
+
+    let root = block("held behind a NAT");
+    holder.keep(&root);
+    let fetching = Node::behind_nat(&[&relay], swarm_key).await;
+    fetching.client.dial(holder.nat().relayed_addresses.swap_remove(0)).await.unwrap();
+    assert_eq!(fetch(&fetching, *root.cid()).await, root);
+    let is_direct = |node: &Node| (node.nat().direct_peers, node.nat().relayed_peers) == (2, 0);
+    until("they are connected directly", || is_direct(&fetching) && is_direct(&holder)).await;
+    until("the relay passes nothing on any more", || relay.nat().circuits == 0).await;
+    assert!(is_direct(&fetching) && is_direct(&holder));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_reached_by_a_relay_and_then_directly() {
+    meet_by_a_relay(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_network_has_relays_too() {
+    meet_by_a_relay(Some(SwarmKey(libp2p::pnet::PreSharedKey::new([7; 32])))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_comes_back_is_asked_again() {
+    let relay = Node::relay(None).await;
+    let holder = Node::behind_nat(&[&relay], None).await;
+    until("the relay passes connections on", || holder.nat().relayed_addresses.len() == 1).await;
+    let mut address = relay.address();
+    address.pop();
+    let (folder, key) = relay.stop().await;
+    until("it is noticed", || holder.nat().relayed_addresses.is_empty()).await;
+    let config = NodeConfig { nat: true, relay: true, ..Node::config(address, &[], &[]) };
+    let _relay = Node::configured(folder, key, config).await;
+    until("the relay passes connections on again", || holder.nat().relayed_addresses.len() == 1).await;
 }

@@ -129,6 +129,11 @@ impl LayoutNames {
         &self.images
     }
 
+    /// Those that `index.json` names itself.
+    pub fn top_images(&self) -> &[Named] {
+        &self.images[..self.at_top.min(self.images.len())]
+    }
+
     /// The image of a tag. `repository` narrows it down to names of that repository; empty: any. Of several images that
     /// are called the same the first counts. `latest` is also the only image there is.
     pub fn find(&self, repository: &str, tag: &Tag) -> Found {

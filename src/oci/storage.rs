@@ -59,6 +59,13 @@ pub fn tag_link(repo: &RepoName, tag: &Tag) -> String {
     format!("{}/{tag}/current/link", tags(repo))
 }
 
+/// The repository and the tag of a path that [`tag_link`] makes; `None` for any other path.
+pub fn parse_tag_link(path: &str) -> Option<(RepoName, Tag)> {
+    let path = path.strip_prefix(REPOSITORIES)?.strip_prefix('/')?.strip_suffix("/current/link")?;
+    let (repo, tag) = path.split_once("/_manifests/tags/")?;
+    Some((repo.parse().ok()?, tag.parse().ok()?))
+}
+
 /// What a tag points to or once pointed to.
 pub fn tag_index_link(repo: &RepoName, tag: &Tag, digest: &Digest) -> String {
     format!("{}/{tag}/index/{}/{}/link", tags(repo), digest.algorithm().as_str(), digest.hex())
@@ -129,6 +136,9 @@ mod tests {
         assert_eq!(layer_link(&repo, &digest), format!("{base}/_layers/sha256/{hex}/link"));
         assert_eq!(revision_link(&repo, &digest), format!("{base}/_manifests/revisions/sha256/{hex}/link"));
         assert_eq!(tag_link(&repo, &tag), format!("{base}/_manifests/tags/v1/current/link"));
+        assert_eq!(parse_tag_link(&tag_link(&repo, &tag)), Some((repo.clone(), tag.clone())));
+        assert_eq!(parse_tag_link(&tag_index_link(&repo, &tag, &digest)), None);
+        assert_eq!(parse_tag_link(&revision_link(&repo, &digest)), None);
         assert_eq!(
             tag_index_link(&repo, &tag, &digest),
             format!("{base}/_manifests/tags/v1/index/sha256/{hex}/link")

@@ -42,7 +42,9 @@ pub use buffers::{Buffer, Buffers};
 pub use hashed_set::HashedSet;
 pub use index::{DigestIndex, IndexEntry};
 pub use notes::Notes;
-pub use state::{Followed, KnownPeer, LayoutRow, OwnRecord, RootRow, State};
+pub use state::{
+    Followed, FormerName, KnownPeer, LayoutRow, MovedRecord, OwnRecord, ReplicaRow, RootRow, State,
+};
 pub use sweep::Sweep;
 pub use uploads::{UploadJournal, UploadJournals, UploadStep};
 

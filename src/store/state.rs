@@ -29,8 +29,37 @@ pub struct OwnRecord {
 pub struct Followed {
     /// The newest valid record seen, as it came.
     pub record: Vec<u8>,
+    /// The records of the names that it leads on to, in their order.
+    pub moved: Vec<MovedRecord>,
     /// The newest root that could be fetched: what is served. May be older than the record's.
     pub root: Option<Cid>,
+}
+
+/// The newest valid record of a name that another one leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedRecord {
+    pub name: IpnsName,
+    pub record: Vec<u8>,
+}
+
+/// A name of ours that was given up for another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerName {
+    pub name: IpnsName,
+    /// What the record points to.
+    pub moved_to: IpnsName,
+    /// The last record signed for it.
+    pub record: Vec<u8>,
+}
+
+/// How much of a followed name is here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaRow {
+    /// All that was to be brought of this root is here.
+    #[serde(with = "cid_text")]
+    pub root: Cid,
+    /// Blobs too, and how many there are; absent where only tags and manifests were to be brought.
+    pub blobs: Option<usize>,
 }
 
 /// A peer worth dialling after a restart.
@@ -98,8 +127,15 @@ struct RecordRow {
 }
 
 #[derive(Serialize, Deserialize)]
+struct RivalRow {
+    record: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct FollowedRow {
     record: Vec<u8>,
+    #[serde(default)]
+    moved: Vec<MovedRecord>,
     root: Option<String>,
 }
 
@@ -158,13 +194,43 @@ impl State {
         let path = self.path(&format!("followed-{name}"));
         let Some(row) = self.read::<FollowedRow>(&path)? else { return Ok(None) };
         let root = row.root.map(|root| parse(&path, &root)).transpose()?;
-        Ok(Some(Followed { record: row.record, root }))
+        Ok(Some(Followed { record: row.record, moved: row.moved, root }))
     }
 
     pub fn set_followed(&self, name: &IpnsName, followed: &Followed) -> Result<(), StoreError> {
-        let row =
-            FollowedRow { record: followed.record.clone(), root: followed.root.map(|root| root.to_string()) };
+        let row = FollowedRow {
+            record: followed.record.clone(),
+            moved: followed.moved.clone(),
+            root: followed.root.map(|root| root.to_string()),
+        };
         self.write(&self.path(&format!("followed-{name}")), &row)
+    }
+
+    /// The newest record that somebody else signed with a key of ours, whether or not it was settled since.
+    pub fn rival(&self, name: &IpnsName) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.read::<RivalRow>(&self.path(&format!("rival-{name}")))?.map(|row| row.record))
+    }
+
+    pub fn set_rival(&self, name: &IpnsName, record: &[u8]) -> Result<(), StoreError> {
+        self.write(&self.path(&format!("rival-{name}")), &RivalRow { record: record.to_vec() })
+    }
+
+    /// The names that were given up, the oldest first.
+    pub fn former_names(&self) -> Result<Vec<FormerName>, StoreError> {
+        Ok(self.read(&self.path("former"))?.unwrap_or_default())
+    }
+
+    /// Replaces the whole list; the caller bounds it.
+    pub fn set_former_names(&self, names: &[FormerName]) -> Result<(), StoreError> {
+        self.write(&self.path("former"), &names)
+    }
+
+    pub fn replica(&self, name: &IpnsName) -> Result<Option<ReplicaRow>, StoreError> {
+        self.read(&self.path(&format!("replica-{name}")))
+    }
+
+    pub fn set_replica(&self, name: &IpnsName, row: &ReplicaRow) -> Result<(), StoreError> {
+        self.write(&self.path(&format!("replica-{name}")), row)
     }
 
     pub fn peers(&self) -> Result<Vec<KnownPeer>, StoreError> {
@@ -190,6 +256,21 @@ impl State {
 
     fn write(&self, path: &Path, row: &impl Serialize) -> Result<(), StoreError> {
         replace(path, &serde_json::to_vec(row).map_err(|error| damaged(path, &error))?)
+    }
+}
+
+/// A CID as its text.
+mod cid_text {
+    use cid::Cid;
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(cid: &Cid, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(cid)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cid, D::Error> {
+        std::borrow::Cow::<str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -234,19 +315,31 @@ mod tests {
         let state = State::open(folder.path()).unwrap();
         assert_eq!(state.root(name()).unwrap(), None);
         let record = OwnRecord { sequence: 7, root: root(), bytes: vec![1, 2, 3] };
-        let followed = Followed { record: vec![4], root: Some(root()) };
+        let followed = Followed {
+            record: vec![4],
+            moved: vec![MovedRecord { name: name(), record: vec![5] }],
+            root: Some(root()),
+        };
+        let former = FormerName { name: name(), moved_to: name(), record: vec![6] };
+        let replica = ReplicaRow { root: root(), blobs: Some(3) };
         let peer =
             KnownPeer { peer_id: "x".to_owned(), addresses: vec!["/ip4/1.1.1.1".to_owned()], seen_at_s: 5 };
         state.set_root(name(), &root()).unwrap();
         state.set_own_record(&name(), &record).unwrap();
         state.set_followed(&name(), &followed).unwrap();
         state.set_peers(std::slice::from_ref(&peer)).unwrap();
+        state.set_rival(&name(), &[7]).unwrap();
+        state.set_former_names(std::slice::from_ref(&former)).unwrap();
+        state.set_replica(&name(), &replica).unwrap();
 
         let state = State::open(folder.path()).unwrap();
         assert_eq!(state.root(name()).unwrap(), Some(root()));
         assert_eq!(state.own_record(&name()).unwrap(), Some(record));
         assert_eq!(state.followed(&name()).unwrap(), Some(followed));
         assert_eq!(state.peers().unwrap(), [peer]);
+        assert_eq!(state.rival(&name()).unwrap(), Some(vec![7]));
+        assert_eq!(state.former_names().unwrap(), [former]);
+        assert_eq!(state.replica(&name()).unwrap(), Some(replica));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::oci::Host;
 pub use body::BlobBody;
 use client::Connector;
 pub use error::{Refuser, UpstreamError};
-use public::PublicOnly;
+pub use public::{NotPublic, PublicOnly, is_public};
 use registry::Registry;
 pub use registry::{Fetched, Head, Upstream};
 pub use said::Said;
@@ -67,7 +67,7 @@ pub struct UpstreamStatus {
 impl Upstreams {
     /// `identity` tells us from other mirrors. An error names the config key that has to be mended.
     pub fn new(config: PullThrough, identity: &str) -> Result<Self, UpstreamError> {
-        Self::with_guard(config, identity, PublicOnly::new())
+        Self::with_guard(config, identity, PublicOnly::default())
     }
 
     /// `guard`: what registries that are known by `"*"` alone may lead to.

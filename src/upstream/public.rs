@@ -13,7 +13,7 @@ type LookUp = Arc<dyn Fn(String) -> BoxFuture<'static, std::io::Result<Vec<Socke
 
 /// Lets only public addresses be dialled. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct PublicOnly {
+pub struct PublicOnly {
     look_up: LookUp,
     admits: fn(IpAddr) -> bool,
 }
@@ -21,19 +21,12 @@ pub(super) struct PublicOnly {
 /// An address that is not dialled for somebody who named it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{name} is at {address}, which is no address of the public network")]
-pub(super) struct NotPublic {
+pub struct NotPublic {
     name: String,
     address: IpAddr,
 }
 
 impl PublicOnly {
-    /// By the names that the system knows.
-    pub(super) fn new() -> Self {
-        let look_up: LookUp =
-            Arc::new(|name| Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }));
-        Self { look_up, admits: is_public }
-    }
-
     /// By other names and another rule.
     #[cfg(test)]
     pub(super) fn by(
@@ -48,7 +41,7 @@ impl PublicOnly {
     }
 
     /// Refuses an address that stands in a URL itself, which nobody looks up.
-    pub(super) fn check(&self, url: &Url) -> Result<(), NotPublic> {
+    pub fn check(&self, url: &Url) -> Result<(), NotPublic> {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => IpAddr::V4(address),
             Some(Host::Ipv6(address)) => IpAddr::V6(address),
@@ -60,6 +53,15 @@ impl PublicOnly {
     fn admit(&self, name: &str, address: IpAddr) -> Result<(), NotPublic> {
         let refused = || NotPublic { name: name.to_owned(), address };
         (self.admits)(address).then_some(()).ok_or_else(refused)
+    }
+}
+
+impl Default for PublicOnly {
+    /// By the names that the system knows.
+    fn default() -> Self {
+        let look_up: LookUp =
+            Arc::new(|name| Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }));
+        Self { look_up, admits: is_public }
     }
 }
 
@@ -77,7 +79,7 @@ impl Resolve for PublicOnly {
 }
 
 /// Whether an address is one of the public network (the IANA registries of special-purpose addresses).
-pub(super) fn is_public(address: IpAddr) -> bool {
+pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => is_public_v6(address),

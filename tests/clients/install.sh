@@ -49,6 +49,27 @@ if [ "$(cat "$PYTHON_TOOLS/installed" 2>/dev/null || true)" != "$python_clients"
   echo "$python_clients" >"$PYTHON_TOOLS/installed"
 fi
 
+# The peers of tests/interop: Helia on Node, Kubo 0.22 and py-libp2p from Python wheels.
+if command -v npm >/dev/null; then
+  helia=$TOOLS/helia
+  mkdir -p "$helia"
+  if ! cmp -s "$here/../interop/peers/package-lock.json" "$helia/package-lock.json" || [ ! -d "$helia/node_modules" ]; then
+    cp "$here"/../interop/peers/package*.json "$helia/"
+    (cd "$helia" && npm ci --legacy-peer-deps --ignore-scripts --no-audit --no-fund --loglevel=error)
+  fi
+  cp "$here"/../interop/peers/*.mjs "$helia/"
+else
+  echo "no npm here: Helia is left out of tests/interop"
+fi
+interop_peers="libp2p==0.8.1 cffi==2.1.1"
+if [ "$(cat "$INTEROP_TOOLS/installed" 2>/dev/null || true)" != "$interop_peers" ]; then
+  python3 -m venv --clear "$INTEROP_TOOLS"
+  # shellcheck disable=SC2086
+  "$INTEROP_TOOLS/bin/pip" install -q $interop_peers
+  "$INTEROP_TOOLS/bin/pip" install -q --no-deps kubo-python==0.1.5
+  echo "$interop_peers" >"$INTEROP_TOOLS/installed"
+fi
+
 containerd --version; dockerd --version; podman --version; skopeo --version; docker-registry --version; "$KUBO" version
 buildah --version; umoci --version; echo "$python_clients"
 for suite in $NEWER_SUITES; do in_chroot "$suite" containerd --version; done

@@ -5,6 +5,7 @@ TOOLS=${SHOAL_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/shoal-tests}
 KUBO=$TOOLS/ipfs
 CONFORMANCE=$TOOLS/conformance                  # the OCI distribution-spec conformance suite
 PYTHON_TOOLS=$TOOLS/python
+INTEROP_TOOLS=$TOOLS/interop                    # Python peers of tests/interop
 NEWER_SUITES=${NEWER_SUITES-"trixie forky"}     # Debian 13 and testing: containerd 1.7 and 2.1, and newer clients
 CLIENTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(cd "$CLIENTS/../.." && pwd)

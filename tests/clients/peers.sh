@@ -97,7 +97,7 @@ registry_start() {
 
 # kubo_start NAME - an isolated Kubo on loopback with free ports; sets NAME_pid, NAME_peer, NAME_p2p. Use it by `kubo
 # NAME …`. PROFILE=… is its import profile, HAMT=… the size above which its directories are sharded; with PUBSUB=1 it has
-# names by pubsub alone, and no DHT.
+# names by pubsub alone, and no DHT. With ROUTING_API=1 its gateway is a delegated router too. Sets NAME_gateway, its URL.
 kubo_start() {
   local name=$1 dir=$W/$1 pid
   mkdir -p "$dir/repo"
@@ -125,11 +125,13 @@ AutoTLS.Enabled false
 AutoNAT.ServiceMode "disabled"
 SETTINGS
   [ -z "${PUBSUB:-}" ] || { kubo "$name" config --json Ipns.UsePubsub true; kubo "$name" config Routing.Type none; }
+  [ -z "${ROUTING_API:-}" ] || kubo "$name" config --json Gateway.ExposeRoutingAPI true
   [ -z "${HAMT:-}" ] || kubo "$name" config Import.UnixFSHAMTDirectorySizeThreshold "$HAMT"
   IPFS_PATH=$dir/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
   wait_for 30 "Kubo starts" grep -q '^Daemon is ready' "$dir/log"
   declare -g "${name}_pid=$pid" "${name}_peer=$(kubo "$name" id -f '<id>')"
+  declare -g "${name}_gateway=$(cat "$dir/repo/gateway")"
   declare -g "${name}_p2p=$(kubo "$name" id -f '<addrs>' | tr ' ' '\n' | grep '/ip4/127.0.0.1/tcp/' | head -1)"
 }
 

@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, Response, StatusCode};
+use shoal::keystore::Keystore;
 use shoal::oci::Digest;
 use tempfile::TempDir;
 
@@ -31,6 +32,7 @@ pub struct Setup {
     auth: String,
     mirror: String,
     peers: Vec<String>,
+    key: Option<(String, Vec<u8>)>,
 }
 
 /// A running daemon.
@@ -70,6 +72,12 @@ impl Setup {
     /// Has `name` among its readonly roots.
     pub fn reads(mut self, name: &str) -> Self {
         self.readonly.push(name.to_owned());
+        self
+    }
+
+    /// Publishes under a key of this name, as it was exported elsewhere.
+    pub fn writes_with(mut self, name: &str, key: &[u8]) -> Self {
+        self.key = Some((name.to_owned(), key.to_vec()));
         self
     }
 
@@ -117,16 +125,24 @@ impl Setup {
 
     pub fn start(self) -> Daemon {
         let folder = TempDir::new().unwrap();
+        let write_key = match &self.key {
+            _ if self.read_only_daemon => "",
+            Some((name, key)) => {
+                Keystore::open(&folder.path().join("data")).unwrap().import(name, key).unwrap();
+                name
+            }
+            None => "self",
+        };
         let config = format!(
             "version: 0.1\nlog: {{{}}}\nauth: {}\nhttp: {{{}}}\n\
              storage: {{ipfs: {{rootdirectory: {}, writeipnskey: \"{}\", readonlyipnskeys: [{}]}}}}\n\
-             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], peers: [{}], mdns: false}}\n\
+             p2p: {{listen: [/ip4/127.0.0.1/tcp/0], bootstrap: [{}], peers: [{}], mdns: false, upnp: false}}\n\
              mirror: {}\n",
             section(&["level: debug"], &self.log),
             self.auth,
             section(&["addr: 127.0.0.1:0", "debug: {addr: \"\"}"], &self.http),
             folder.path().join("data").display(),
-            if self.read_only_daemon { "" } else { "self" },
+            write_key,
             self.readonly.join(", "),
             self.bootstrap.join(", "),
             self.peers.join(", "),
@@ -134,6 +150,15 @@ impl Setup {
         );
         std::fs::write(folder.path().join("config.yaml"), config).unwrap();
         Daemon::launch(folder, self.environment)
+    }
+
+    /// Starts upon this config file and the environment alone, in a folder of its own.
+    pub fn start_with(self, config: &str) -> Daemon {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("config.yaml"), config).unwrap();
+        let data = folder.path().join("data").display().to_string();
+        let place = ("REGISTRY_STORAGE_IPFS_ROOTDIRECTORY".to_owned(), data);
+        Daemon::launch(folder, self.environment.into_iter().chain([place]).collect())
     }
 }
 
@@ -241,6 +266,7 @@ impl Daemon {
     /// What `shoal status --json` says.
     pub fn status(&self) -> shoal::api::Status {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let output = command.args(["status", "--json", "--config"]).arg(self.config()).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
     }

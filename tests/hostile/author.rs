@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
 use libp2p::identity::Keypair;
 use shoal::dag::{Blocks, Edit, Entry, Tree};
 use shoal::ipfs::Ipfs;
@@ -46,6 +47,10 @@ impl Author {
             connections_max: 100,
             swarm_key: None,
             mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
         };
         let (node, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let tree = Tree::new(Blocks::new(store.blocks().clone(), Arc::new(node.clone())));
@@ -105,7 +110,17 @@ impl Author {
     /// Signs a value and gives the record to who is connected, or will be.
     pub async fn publish(&self, record: &Forged) {
         let bytes = record.sign(&self.key);
-        let record = IpnsRecord::decode(&name_of(&self.key), &bytes).unwrap();
+        self.give(IpnsRecord::decode(&name_of(&self.key), &bytes).unwrap()).await;
+    }
+
+    /// The same with a root, for so long.
+    pub async fn publish_for(&self, root: &Cid, sequence: u64, validity: Duration) {
+        let until = Timestamp::now() + SignedDuration::try_from(validity).unwrap();
+        let ttl = Duration::from_secs(1);
+        self.give(IpnsRecord::sign(&self.key, root, sequence, until, ttl).unwrap()).await;
+    }
+
+    async fn give(&self, record: IpnsRecord) {
         let publishing = async {
             while self.node.publish(&record).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;

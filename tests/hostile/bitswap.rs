@@ -211,6 +211,42 @@ async fn a_peer_that_wants_everything_and_reads_nothing_gets_little() {
     is_well(&victim).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_before_questions_and_streams_that_are_closed_halfway_hold_up_nothing() {
+    let image = Image::small(108);
+    let (publisher, hostile) = (publisher(&image).await, Peer::start().await);
+    let victim = victim(&publisher, &[&hostile]);
+    let block = Block::encode(RAW, Bytes::from_static(b"nobody asked"));
+    let cid = *block.cid();
+    let flood = async {
+        for n in 0..300 {
+            let mut stream = hostile.open(&victim).await;
+            let message = match n % 4 {
+                // A block that was never wanted, and what it has of it after that.
+                0 => Outgoing { blocks: vec![(cid, block.bytes().clone())], ..Outgoing::default() },
+                1 => Outgoing {
+                    presences: vec![Presence::DontHave(cid), Presence::Have(cid)],
+                    ..Outgoing::default()
+                },
+                // A want that is withdrawn before it is said, and said again and again.
+                2 => Outgoing {
+                    entries: vec![Entry::Cancel(cid), want(cid), want(cid)],
+                    ..Outgoing::default()
+                },
+                _ => Outgoing::default(),
+            };
+            // It may have left us by now; what it has not read is lost.
+            let _ = send(&mut stream, &message).await;
+            if n % 4 == 3 {
+                let _ = stream.write_all(&[0x80, 0x01, 0]).await;
+            }
+            let _ = stream.close().await;
+        }
+    };
+    future::join(flood, victim.serves("library/app", "1", &image)).await;
+    is_well(&victim).await;
+}
+
 fn want(cid: Cid) -> Entry {
     Entry::Want { cid, want_type: WantType::Block, priority: 1, send_dont_have: true }
 }

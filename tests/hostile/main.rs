@@ -8,6 +8,7 @@ mod author;
 mod bitswap;
 #[path = "../common/mod.rs"]
 mod common;
+mod flood;
 mod forge;
 mod gossip;
 mod gossiper;

@@ -160,6 +160,35 @@ async fn thousands_of_providers_of_nothing_keep_nothing_else_out() {
     has_taken(&reader, &next).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dozen_who_claim_to_provide_a_root_and_give_nothing_delay_only() {
+    const LIARS: usize = 12;
+    let hub = daemon().start();
+    let publisher = daemon().knows(&hub).start();
+    let image = Image::small(205);
+    publisher.push("library/app", "1", &image).await;
+    let root: Cid = publisher.status().own.unwrap().root.parse().unwrap();
+    let mut liars = Vec::new();
+    for _ in 0..LIARS {
+        let peer = Peer::start().await;
+        peer.meets(&hub).await;
+        peer.provide(root.hash().to_bytes()).await;
+        liars.push(peer);
+    }
+    let witness = Peer::start().await;
+    witness.meets(&hub).await;
+    let arriving = async {
+        while witness.providers(root.hash().to_bytes()).await <= LIARS / 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(2 * PATIENCE, arriving).await.expect("they are believed");
+    // It knows nobody but the hub, which has nothing of the image.
+    let reader = daemon().knows(&hub).reads(&publisher.ipns).read_only().start();
+    reader.serves("library/app", "1", &image).await;
+    assert!(reader.memory_bytes() < 320 << 20);
+}
+
 /// A sharded directory that leads on for ever where `name` would be: deeper than its hash has bits.
 pub async fn endless_directory(author: &Author, name: &str) -> Entry {
     let fanout = Fanout::new(8).unwrap();
@@ -177,4 +206,39 @@ pub async fn endless_directory(author: &Author, name: &str) -> Entry {
         entry = author.put(node.encode()).await;
     }
     entry
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_author_does_not_renew_is_served_on_with_a_warning_and_told_to_nobody() {
+    let (author, image) = (Author::start().await, Image::small(260));
+    let root = author.tree_of(&image).await;
+    let reader = author.reader();
+    author.publish_for(&root, 1, Duration::from_secs(8)).await;
+    reader.serves("library/app", "1", &image).await;
+    let warned = async {
+        loop {
+            let answer = reader.get("library/app/manifests/1").await;
+            assert_eq!(answer.status(), reqwest::StatusCode::OK);
+            if let Some(warning) = answer.headers().get("warning") {
+                return (warning.to_str().unwrap().to_owned(), answer.headers().contains_key("age"));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (warning, has_age) = tokio::time::timeout(2 * PATIENCE, warned).await.expect("a warning");
+    assert!(warning.starts_with("110 ") && warning.contains("expired") && has_age, "{warning}");
+    assert_eq!(reader.pull("library/app", "1").await.unwrap(), image);
+    let status = reader.status();
+    assert!(status.readonly[0].expired_for_s.is_some(), "{status:?}");
+    assert_eq!(reader.log().matches("the record of this name has expired").count(), 1);
+
+    let late = daemon().knows(&reader).reads(&author.name()).read_only().start();
+    let answer = late.get("library/app/manifests/1").await;
+    assert_eq!(answer.status(), reqwest::StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(late.status().readonly[0].sequence, None);
+
+    author.publish_for(&root, 2, Duration::from_secs(3600)).await;
+    has_seen(&reader, 2).await;
+    let answer = reader.get("library/app/manifests/1").await;
+    assert!(!answer.headers().contains_key("warning"), "its author is back");
 }

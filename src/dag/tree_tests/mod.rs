@@ -2,6 +2,7 @@
 
 mod edit;
 mod foreign;
+mod merge;
 mod visit;
 
 use std::collections::HashSet;

@@ -56,6 +56,27 @@ impl IpnsRecord {
         valid_until: Timestamp,
         ttl: Duration,
     ) -> Result<Self, IpnsError> {
+        Self::sign_value(key, format!("/ipfs/{root}"), sequence, valid_until, ttl)
+    }
+
+    /// The same with `/ipns/<name>` as the value: the name of the key leads on to another one (specification, "Value").
+    pub fn sign_pointer(
+        key: &Keypair,
+        to: &IpnsName,
+        sequence: u64,
+        valid_until: Timestamp,
+        ttl: Duration,
+    ) -> Result<Self, IpnsError> {
+        Self::sign_value(key, format!("/ipns/{to}"), sequence, valid_until, ttl)
+    }
+
+    fn sign_value(
+        key: &Keypair,
+        value: String,
+        sequence: u64,
+        valid_until: Timestamp,
+        ttl: Duration,
+    ) -> Result<Self, IpnsError> {
         let public_key = key.public();
         let name = IpnsName::from_peer_id(public_key.to_peer_id());
         let sign = |bytes: Vec<u8>| {
@@ -63,7 +84,7 @@ impl IpnsRecord {
         };
 
         let document = Document {
-            value: format!("/ipfs/{root}").into_bytes(),
+            value: value.into_bytes(),
             validity: valid_until.to_string().into_bytes(),
             validity_type: END_OF_LIFE,
             sequence,
@@ -158,6 +179,12 @@ impl IpnsRecord {
     pub fn root(&self) -> Option<Cid> {
         let text = self.value.strip_prefix("/ipfs/")?;
         parse_cid(text.strip_suffix('/').unwrap_or(text))
+    }
+
+    /// The name, if the value is `/ipns/<name>` without a path behind it: where the name of this record leads on to.
+    pub fn leads_to(&self) -> Option<IpnsName> {
+        let text = self.value.strip_prefix("/ipns/")?;
+        text.strip_suffix('/').unwrap_or(text).parse().ok()
     }
 
     pub fn sequence(&self) -> u64 {

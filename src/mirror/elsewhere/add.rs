@@ -59,7 +59,11 @@ impl Mirror {
     /// kept.
     pub async fn remove_layout(&self, cid: &Cid) -> Result<bool, MirrorError> {
         match &self.0.elsewhere {
-            Some(elsewhere) => elsewhere.kept.remove(cid).await,
+            Some(elsewhere) => {
+                let removed = elsewhere.kept.remove(cid).await;
+                elsewhere.changed.notify_one();
+                removed
+            }
             None => Ok(false),
         }
     }
@@ -123,9 +127,7 @@ impl LayoutWriter {
         self.directory().await?;
         self.inner.tree.blocks().flush().await?;
         elsewhere.kept.write().await?;
-        if let Err(error) = elsewhere.ipfs.provide(&[root]).await {
-            tracing::debug!(%root, %error, "layout not announced");
-        }
+        elsewhere.changed.notify_one();
         tracing::info!(layout.cid = %root, files = self.files.len(), size_bytes = self.size_bytes, "layout added");
         Ok(layout)
     }

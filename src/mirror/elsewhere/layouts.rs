@@ -1,6 +1,6 @@
 //! Image layouts below a CID: what they name, and their manifests.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use cid::Cid;
@@ -10,13 +10,17 @@ use crate::dag::file;
 use crate::ipld::path::join;
 use crate::mirror::{Inner, Manifest, MirrorError, Page};
 use crate::oci::layout_names::{self, Found, LayoutNames};
-use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest};
+use crate::oci::manifest::{MANIFEST_BYTES_MAX, ParsedManifest, Referrer};
 use crate::oci::{Digest, Reference, image_layout};
 
 /// Nested indexes that are read for the names of one layout, how deep they lie, and their bytes in all.
 const NESTED_MAX: usize = 64;
 const NESTED_DEPTH_MAX: usize = 4;
 const NESTED_BYTES_MAX: usize = 16 << 20;
+
+/// Manifests that are read to find those that refer to another one, and their bytes in all.
+const REFERRERS_READ_MAX: usize = 1000;
+const REFERRERS_BYTES_MAX: usize = 16 << 20;
 
 impl Inner {
     pub(super) async fn manifest_in_layout(
@@ -85,6 +89,43 @@ impl Inner {
         let more = page.len() > limit;
         page.truncate(limit);
         Ok(Some(Page { names: page, more }))
+    }
+
+    /// The manifests that `index.json` names and whose subject is `subject`, sorted by digest. An error if it names more than
+    /// are read: who verifies signatures must not take a part for the whole.
+    pub(super) async fn referrers_in_layout(
+        &self,
+        place: &Place,
+        subject: &Digest,
+    ) -> Result<Vec<Referrer>, MirrorError> {
+        let Place::Layout { root, directory, repository, .. } = place else { return Ok(Vec::new()) };
+        let too_many = || MirrorError::Tree {
+            path: place.shown(),
+            what: "names more manifests than are searched for referrers",
+        };
+        let names = self.layout_names(place).await?;
+        if !names.has_repository(repository) {
+            return Ok(Vec::new());
+        }
+        let digests: BTreeSet<Digest> = names.top_images().iter().map(|image| image.digest).collect();
+        if digests.len() > REFERRERS_READ_MAX {
+            return Err(too_many());
+        }
+        let (mut referrers, mut left_bytes) = (Vec::new(), REFERRERS_BYTES_MAX);
+        for digest in digests {
+            // What is not there, or is no manifest, refers to nothing.
+            let Some(manifest) = self.layout_blob_as_manifest(root, directory, &digest).await? else {
+                continue;
+            };
+            left_bytes = left_bytes.checked_sub(manifest.bytes.len()).ok_or_else(too_many)?;
+            match ParsedManifest::parse(Some(&manifest.media_type), &manifest.bytes) {
+                Ok(parsed) if parsed.subject == Some(*subject) => {
+                    referrers.push(parsed.referrer(digest, manifest.bytes.len()));
+                }
+                Ok(_) | Err(_) => (),
+            }
+        }
+        Ok(referrers)
     }
 
     /// What a layout names: in its `index.json`, and in nested indexes that have no name themselves.

@@ -6,6 +6,7 @@
 //! within it is a failure, never "not there".
 
 mod add;
+pub(super) mod held;
 pub(super) mod kept;
 mod layouts;
 mod names;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use cid::Cid;
 use moka::sync::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Asked, Blob, Inner, Manifest, MirrorError, Origin, Page, Referrers, Served};
@@ -49,13 +50,14 @@ const ID_CHARS_MIN: usize = 46;
 
 /// What is known of images elsewhere.
 pub(super) struct Elsewhere {
-    ipfs: Arc<dyn Ipfs>,
     names: Names,
     has_ens: bool,
     /// What the layout in a directory names, by the CID of its `index.json` and where it lies: nested indexes lie beside.
     layouts: Cache<(Cid, Cid, String), Arc<LayoutNames>>,
     slots: Semaphore,
     pub(super) kept: Kept,
+    /// A layout came or went.
+    pub(super) changed: Arc<Notify>,
 }
 
 /// What a repository name points to.
@@ -81,11 +83,11 @@ impl Elsewhere {
         };
         Ok(Self {
             has_ens: naming.has_ens(),
-            names: Names::new(ipfs.clone(), naming),
-            ipfs,
+            names: Names::new(ipfs, naming),
             layouts: Cache::builder().max_capacity(NAMES_BYTES_MAX).weigher(weigh).build(),
             slots: Semaphore::new(LOOKUPS_MAX),
             kept: Kept::open(state).await?,
+            changed: Arc::default(),
         })
     }
 
@@ -227,7 +229,7 @@ impl Inner {
         .await
     }
 
-    /// A layout has no place for referrers.
+    /// A layout has no place for referrers: those among the manifests that its index names count.
     pub(super) async fn referrers_elsewhere(
         &self,
         address: &Address,
@@ -237,10 +239,16 @@ impl Inner {
         limit: usize,
     ) -> Result<Referrers, MirrorError> {
         let found = self.in_budget(address, async {
-            let Some(Place::Registry { root, repo }) = self.place_of(address).await? else {
-                return Ok(None);
-            };
-            self.referrers_at(&root, &repo, subject, artifact_type, last, limit).await.map(Some)
+            match self.place_of(address).await? {
+                None => Ok(None),
+                Some(Place::Registry { root, repo }) => {
+                    self.referrers_at(&root, &repo, subject, artifact_type, last, limit).await.map(Some)
+                }
+                Some(place @ Place::Layout { .. }) => {
+                    let all = self.referrers_in_layout(&place, subject).await?;
+                    Ok(Some(Referrers::of(all, artifact_type, last, limit)))
+                }
+            }
         });
         Ok(found.await?.unwrap_or_default())
     }

@@ -1,5 +1,7 @@
 //! Image layouts and registries elsewhere on IPFS: what is found in them, what is refused, and what it may cost.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -456,4 +458,43 @@ async fn a_layout_that_is_added_stays_until_it_is_removed() {
     refused(&[("../x", b"")], "no path").await;
     refused(&[files[0], ("index.json", b"{")], "cannot be used").await;
     assert_eq!(scene.mirror.layouts(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_refers_to_an_image_of_a_layout_is_listed_by_its_index() {
+    let (scene, mut layout) = (Scene::new().await, Layout::default());
+    let image = scene.image(&mut layout, "image", Some(OCI_MANIFEST)).await;
+    let other = scene.image(&mut layout, "other", Some(OCI_MANIFEST)).await;
+    let mut attached = Vec::new();
+    for (kind, subject) in [("a/sbom", image), ("a/signature", image), ("a/signature", other)] {
+        let artifact = json!({
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind, "layers": [],
+            "config": {"mediaType": "x/empty", "digest": Digest::sha256(b"{}").to_string(), "size": 2},
+            "subject": {"mediaType": OCI_MANIFEST, "digest": subject.to_string(), "size": 1},
+        });
+        attached.push(scene.blob(&mut layout, artifact.to_string().as_bytes()).await);
+    }
+    layout.name(&image, Some(OCI_MANIFEST), &[(REF_NAME, "1")]);
+    attached.iter().for_each(|digest| layout.name(digest, Some(OCI_MANIFEST), &[]));
+    layout.name(&Digest::sha256(b"absent"), Some(OCI_MANIFEST), &[]);
+    let root = scene.grow(&layout, "a").await;
+    let listed = async |subject: &Digest, kind: Option<&str>| {
+        let repo: RepoName = format!("ipfs/{root}/a").parse().unwrap();
+        let asked = Asked { repo: &repo, registry: None, via: None, is_ours: false };
+        let page = scene.mirror.referrers(&asked, subject, kind, None, 10).await.unwrap().page;
+        page.referrers.into_iter().map(|referrer| referrer.digest).collect::<BTreeSet<Digest>>()
+    };
+    assert_eq!(listed(&image, None).await, [attached[0], attached[1]].into());
+    assert_eq!(listed(&image, Some("a/signature")).await, [attached[1]].into());
+    assert_eq!(listed(&other, None).await, [attached[2]].into());
+    assert_eq!(listed(&attached[0], None).await, [].into());
+
+    // More than are read are no list that lacks some.
+    for n in 0..1000 {
+        layout.name(&Digest::sha256(format!("{n}").as_bytes()), Some(OCI_MANIFEST), &[]);
+    }
+    let root = scene.grow(&layout, "").await;
+    let repo: RepoName = format!("ipfs/{root}").parse().unwrap();
+    let asked = Asked { repo: &repo, registry: None, via: None, is_ours: false };
+    assert!(scene.mirror.referrers(&asked, &image, None, None, 10).await.is_err());
 }

@@ -4,8 +4,11 @@ mod commit;
 mod elsewhere;
 mod follow;
 mod publish;
+mod rotate;
+mod writers;
 
-use std::collections::HashSet;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,8 +24,9 @@ use tokio::time::Instant;
 
 use super::commit::{Changes, Commits};
 use super::leases::Leases;
-use super::publish::{Publisher, Signer, first_root};
-use super::roots::Follow;
+use super::publish::{Publisher, first_root};
+use super::roots::{Follow, Following};
+use super::signer::{Signer, SigningKey};
 use crate::config::FollowMode;
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
@@ -37,6 +41,18 @@ const VALIDITY: Duration = Duration::from_secs(48 * 3600);
 
 fn leases() -> Arc<Leases> {
     Arc::new(Leases::new(std::time::Instant::now()))
+}
+
+thread_local! {
+    /// What a clock on the wall showed at some moment of the paused one.
+    static WALL: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
+}
+
+/// A clock on the wall that goes with the paused one.
+fn now() -> Timestamp {
+    let (then, at) = WALL.get().unwrap_or_else(|| (Timestamp::now(), Instant::now()));
+    WALL.set(Some((then, at)));
+    then + SignedDuration::try_from(at.elapsed()).unwrap()
 }
 
 /// What the network says when it is asked for the record of a name.
@@ -70,6 +86,8 @@ struct Network {
 
 struct Script {
     knows: Knows,
+    /// Of other names than that one.
+    others: HashMap<IpnsName, IpnsRecord>,
     takes: bool,
     reachable: bool,
     hidden: HashSet<Cid>,
@@ -79,6 +97,11 @@ struct Script {
 impl Network {
     fn knows(&self, knows: Knows) {
         self.script.lock().unwrap().knows = knows;
+    }
+
+    /// A record of another name than the one it is made for.
+    fn knows_also(&self, record: IpnsRecord) {
+        self.script.lock().unwrap().others.insert(*record.name(), record);
     }
 
     fn takes_records(&self, takes: bool) {
@@ -127,24 +150,31 @@ impl Ipfs for Network {
     }
 
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError> {
-        match &self.script.lock().unwrap().knows {
-            Knows::Record(record) => Ok(record.clone()),
-            Knows::Nothing => Err(IpfsError::NoRecord(Box::new(*name))),
+        let script = self.script.lock().unwrap();
+        match &script.knows {
             Knows::Nobody => Err(IpfsError::NoPeers(name.to_string())),
+            _ if script.others.contains_key(name) => Ok(script.others[name].clone()),
+            Knows::Record(record) if record.name() == name => Ok(record.clone()),
+            Knows::Record(_) | Knows::Nothing => Err(IpfsError::NoRecord(Box::new(*name))),
         }
     }
 
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
         let mut script = self.script.lock().unwrap();
-        let newest = match &script.knows {
-            Knows::Record(known) => !known.is_better_than(record),
-            Knows::Nothing | Knows::Nobody => true,
+        let newest = match (&script.knows, script.others.get(record.name())) {
+            (_, Some(known)) => !known.is_better_than(record),
+            (Knows::Record(known), _) if known.name() == record.name() => !known.is_better_than(record),
+            (Knows::Record(_) | Knows::Nothing | Knows::Nobody, None) => true,
         };
         let taken = script.takes && newest;
         let on_disk = self.state.own_record(record.name()).unwrap();
         script.puts.push(Put { after: self.made.elapsed(), record: record.clone(), taken, on_disk });
         if taken {
-            script.knows = Knows::Record(record.clone());
+            let is_other = matches!(&script.knows, Knows::Record(known) if known.name() != record.name());
+            match is_other || script.others.contains_key(record.name()) {
+                true => drop(script.others.insert(*record.name(), record.clone())),
+                false => script.knows = Knows::Record(record.clone()),
+            }
             return Ok(());
         }
         Err(IpfsError::Publish { name: Box::new(*record.name()), stored: 0, wanted: 1 })
@@ -176,7 +206,14 @@ impl Desk {
     fn new(knows: Knows) -> Self {
         let folders = [TempDir::new().unwrap(), TempDir::new().unwrap()];
         let [store, far] = [0, 1].map(|n| Store::open(folders[n].path(), StoreOptions::default()).unwrap());
-        let script = Script { knows, takes: true, reachable: true, hidden: HashSet::new(), puts: Vec::new() };
+        let script = Script {
+            knows,
+            others: HashMap::new(),
+            takes: true,
+            reachable: true,
+            hidden: HashSet::new(),
+            puts: Vec::new(),
+        };
         let network = Arc::new(Network {
             made: Instant::now(),
             state: store.state().clone(),
@@ -205,21 +242,27 @@ impl Desk {
 
     /// Starts what keeps the own root and its record.
     async fn publisher(&self, fresh: bool) -> (Commits, Publisher) {
+        self.publisher_with(self.key.clone(), Vec::new(), fresh).await
+    }
+
+    async fn publisher_with(&self, key: Keypair, former: Vec<Keypair>, fresh: bool) -> (Commits, Publisher) {
         let ipfs: Arc<dyn Ipfs> = self.network.clone();
-        let signer = Signer { keypair: self.key.clone(), fresh, record_validity: VALIDITY };
+        let signer =
+            Signer { key: SigningKey::Ours(Box::new(key)), fresh, record_validity: VALIDITY, former };
         let (tree, state) = (self.tree.clone(), self.state().clone());
-        let (root, record) = first_root(&ipfs, &tree, &state, &signer).await.unwrap();
-        let commits = Commits::start(&self.tasks, tree, state.clone(), leases(), self.name(), root);
+        let (root, known) = first_root(&ipfs, &tree, &state, &signer).await.unwrap();
+        let commits = Commits::start(&self.tasks, tree, state.clone(), leases(), signer.name(), root);
         let told = self.updates.subscribe();
-        let publisher = Publisher::start(&self.tasks, ipfs, state, signer, record, commits.clone(), told);
+        let publisher = Publisher::start(&self.tasks, ipfs, state, signer, known, commits.clone(), told);
         (commits, publisher)
     }
 
     /// Starts following the name of the key.
     async fn follow(&self) -> Follow {
         let (ipfs, tree, state) = (self.network.clone(), self.tree.clone(), self.state().clone());
+        let following = Following::new(ipfs, tree, state, now);
         let followed = (self.name(), FollowMode::Tags);
-        Follow::start(&self.tasks, ipfs, tree, state, followed, self.updates.subscribe()).await.unwrap()
+        Follow::start(&self.tasks, following, followed, self.updates.subscribe()).await.unwrap()
     }
 
     /// Stops what runs, as at the end of a daemon; what is started next finds what is on disk.
@@ -270,10 +313,15 @@ fn file(path: &str) -> Changes {
 }
 
 async fn until(what: &str, reached: impl Fn() -> bool) {
+    until_within(PATIENCE, what, reached).await;
+}
+
+async fn until_within(patience: Duration, what: &str, reached: impl Fn() -> bool) {
     let begun = Instant::now();
     while !reached() {
-        assert!(begun.elapsed() < PATIENCE, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(begun.elapsed() < patience, "never: {what}");
+        // Each look takes real time: hours are looked at less often.
+        tokio::time::sleep(patience / 60_000).await;
     }
 }
 

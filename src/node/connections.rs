@@ -1,0 +1,135 @@
+//! The connections of each peer, as those see them who open streams: a direct one goes before one through a relay.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use libp2p::PeerId;
+use libp2p::swarm::ConnectionId;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+use super::streams::OpenRequest;
+
+/// How long a connection through a relay carries no stream of ours, in the hope of a direct one.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The connections of each peer. Entries come and go with the swarm's events, which are paired.
+#[derive(Clone, Default)]
+pub(super) struct Peers {
+    connections: Arc<Mutex<HashMap<PeerId, Vec<Connection>>>>,
+    /// A direct connection was made, or a connection ended.
+    changed: Arc<Notify>,
+}
+
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    /// Since when it goes through a relay; `None`: it is direct.
+    pub(super) relayed_since: Option<Instant>,
+    pub(super) requests: mpsc::Sender<OpenRequest>,
+    pub(super) keep_alive: Arc<AtomicBool>,
+}
+
+impl Peers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Vec<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Direct ones first, and older ones before newer ones.
+    pub(super) fn connections(&self, peer: &PeerId) -> Vec<mpsc::Sender<OpenRequest>> {
+        let peers = self.lock();
+        let mut connections: Vec<_> = peers.get(peer).into_iter().flatten().collect();
+        connections.sort_by_key(|connection| connection.relayed_since.is_some());
+        connections.into_iter().map(|connection| connection.requests.clone()).collect()
+    }
+
+    /// Waits until a peer has a direct connection, or there is none to wait for.
+    pub(super) async fn await_direct(&self, peer: &PeerId) {
+        loop {
+            let changed = self.changed.notified();
+            let Some(until) = self.direct_until(peer) else { return };
+            if tokio::time::timeout_at(until, changed).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// How long a direct connection to the peer may be hoped for, if it has others only.
+    fn direct_until(&self, peer: &PeerId) -> Option<Instant> {
+        let peers = self.lock();
+        let since = peers.get(peer)?.iter().map(|connection| connection.relayed_since);
+        let oldest = since.collect::<Option<Vec<Instant>>>()?.into_iter().min()?;
+        let until = oldest + DIRECT_TIMEOUT;
+        (until > Instant::now()).then_some(until)
+    }
+
+    pub(super) fn keep_alive(&self, peer: &PeerId, keep: bool) {
+        for connection in self.lock().get(peer).into_iter().flatten() {
+            connection.keep_alive.store(keep, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn insert(&self, peer: PeerId, connection: Connection) {
+        self.lock().entry(peer).or_default().push(connection);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn remove(&self, peer: &PeerId, id: ConnectionId) {
+        let mut peers = self.lock();
+        if let Some(connections) = peers.get_mut(peer) {
+            connections.retain(|connection| connection.id != id);
+            if connections.is_empty() {
+                peers.remove(peer);
+            }
+        }
+        drop(peers);
+        self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(n: usize, relayed: bool) -> (Connection, mpsc::Receiver<OpenRequest>) {
+        let (requests, inbox) = mpsc::channel(1);
+        let id = ConnectionId::new_unchecked(n);
+        let relayed_since = relayed.then(Instant::now);
+        (Connection { id, relayed_since, requests, keep_alive: Arc::default() }, inbox)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_direct_connection_is_awaited_for_a_while_and_taken_first() {
+        let (peers, peer, start) = (Peers::default(), PeerId::random(), Instant::now());
+        peers.await_direct(&peer).await;
+        assert_eq!(start.elapsed(), Duration::ZERO, "who is not connected is not waited for");
+        let (relayed, _relayed) = connection(1, true);
+        peers.insert(peer, relayed);
+        peers.await_direct(&peer).await;
+        assert_eq!(start.elapsed(), DIRECT_TIMEOUT);
+        peers.await_direct(&peer).await;
+        assert_eq!(start.elapsed(), DIRECT_TIMEOUT, "it was waited for");
+
+        let (direct, inbox) = connection(2, false);
+        peers.insert(peer, direct);
+        drop(inbox);
+        let order: Vec<bool> = peers.connections(&peer).iter().map(mpsc::Sender::is_closed).collect();
+        assert_eq!(order, [true, false], "the direct one is first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_ends_with_the_upgrade() {
+        let (peers, peer, start) = (Peers::default(), PeerId::random(), Instant::now());
+        let (relayed, _relayed) = connection(1, true);
+        peers.insert(peer, relayed);
+        let upgraded = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let (direct, inbox) = connection(2, false);
+            peers.insert(peer, direct);
+            inbox
+        };
+        let (_inbox, ()) = tokio::join!(upgraded, peers.await_direct(&peer));
+        assert_eq!(start.elapsed(), Duration::from_secs(1));
+    }
+}

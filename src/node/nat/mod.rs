@@ -1,0 +1,264 @@
+//! The way in for peers when the node is behind a NAT: others test whether it is reached (AutoNAT), relays pass
+//! connections on to it while it is not (circuit relay version 2), and such a connection is made direct (DCUtR). Here the
+//! event loop's part of it; what it decides by is pure and lies below.
+
+pub(super) mod autonat;
+pub(super) mod paths;
+pub(super) mod reach;
+pub(super) mod relays;
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use libp2p::core::transport::ListenerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::{ConnectionId, StreamProtocol};
+use libp2p::{Multiaddr, PeerId, autonat as protocol, dcutr, identify, kad, relay};
+
+use super::NodeConfig;
+use super::event_loop::EventLoop;
+use paths::{Counts, Paths};
+use reach::Reach;
+pub use reach::Reachability;
+use relays::Relays;
+
+/// What a relay of ours gives to all others together, and to one peer.
+const RESERVATIONS_MAX: usize = 128;
+const RESERVATIONS_PER_PEER_MAX: usize = 2;
+const CIRCUITS_MAX: usize = 64;
+const CIRCUITS_PER_PEER_MAX: usize = 8;
+/// Of one circuit, which is there to make a direct connection of it, or for a small image where that cannot be.
+const CIRCUIT_DURATION_MAX: Duration = Duration::from_secs(120);
+const CIRCUIT_BYTES_MAX: u64 = 64 << 20;
+
+/// Spoken by who tests addresses for others.
+const AUTONAT: StreamProtocol = StreamProtocol::new("/libp2p/autonat/2/dial-request");
+
+/// What the node knows of its way in.
+pub(super) struct Nat {
+    is_on: bool,
+    /// All listeners are on loopback.
+    is_local: bool,
+    reach: Reach,
+    relays: Relays,
+    pub(super) paths: Paths,
+    served: Served,
+}
+
+/// What `status` tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NatStats {
+    pub reachability: Reachability,
+    /// Where others reach us by relays that have granted it.
+    pub relayed_addresses: Vec<Multiaddr>,
+    /// Peers with a direct connection.
+    pub direct_peers: usize,
+    /// Peers that are reached by a relay alone.
+    pub relayed_peers: usize,
+    /// Peers that this node is a relay for, and the connections that it passes on.
+    pub reservations: usize,
+    pub circuits: usize,
+}
+
+/// Who uses us as a relay.
+#[derive(Default)]
+struct Served {
+    reserved: HashSet<PeerId>,
+    circuits: usize,
+}
+
+impl Nat {
+    pub(super) fn new(own: PeerId, config: &NodeConfig) -> Self {
+        Self {
+            is_on: config.nat,
+            is_local: config.listen.iter().all(is_loopback),
+            reach: Reach::default(),
+            relays: Relays::new(own, &config.relays, Instant::now()),
+            paths: Paths::default(),
+            served: Served::default(),
+        }
+    }
+
+    pub(super) fn stats(&self) -> NatStats {
+        let Counts { direct, relayed } = self.paths.counts();
+        NatStats {
+            reachability: self.reach.get(),
+            relayed_addresses: self.relays.addresses(),
+            direct_peers: direct,
+            relayed_peers: relayed,
+            reservations: self.served.reserved.len(),
+            circuits: self.served.circuits,
+        }
+    }
+}
+
+/// The limits of a relay for others. Those of libp2p on how often one peer, or one address, may ask are kept.
+pub(super) fn relay_config() -> relay::Config {
+    relay::Config {
+        max_reservations: RESERVATIONS_MAX,
+        max_reservations_per_peer: RESERVATIONS_PER_PEER_MAX,
+        max_circuits: CIRCUITS_MAX,
+        max_circuits_per_peer: CIRCUITS_PER_PEER_MAX,
+        max_circuit_duration: CIRCUIT_DURATION_MAX,
+        max_circuit_bytes: CIRCUIT_BYTES_MAX,
+        ..relay::Config::default()
+    }
+}
+
+/// Whether an address leads through a relay.
+pub(super) fn is_relayed(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+fn is_loopback(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
+
+impl EventLoop {
+    /// An address of an interface, to be told to others. Both DHTs put it into their provider records; readers of the
+    /// public one drop private addresses. A public one counts until a test fails. At one of loopback everybody finds but
+    /// himself, where all listen on the same port, and a dial ends with the first answer, though it is a wrong peer's.
+    pub(super) fn add_own_address(&mut self, address: Multiaddr) {
+        if is_loopback(&address) && !self.nat.is_local {
+            return;
+        }
+        if self.nat.reach.add(&address)
+            && let Some(autonat) = self.swarm.behaviour_mut().autonat_client.as_mut()
+        {
+            autonat.test(&address);
+        }
+        self.swarm.add_external_address(address);
+        self.on_reach_changed();
+    }
+
+    /// An address that the config has us tell.
+    pub(super) fn add_announced_address(&mut self, address: Multiaddr) {
+        self.nat.reach.fix(&address);
+        self.nat.reach.add(&address);
+        self.swarm.add_external_address(address);
+        self.on_reach_changed();
+    }
+
+    /// A test or the gateway has confirmed an address, or a relay has granted one.
+    pub(super) fn on_address_confirmed(&mut self, address: &Multiaddr) {
+        tracing::info!(%address, "reached from outside");
+        self.nat.reach.add(address);
+        self.on_reach_changed();
+        // Peers ask only now and then by themselves.
+        let peers: Vec<PeerId> = self.peers.keys().copied().collect();
+        self.swarm.behaviour_mut().identify.push(peers);
+    }
+
+    pub(super) fn on_address_expired(&mut self, address: &Multiaddr) {
+        self.nat.reach.remove(address);
+        self.on_reach_changed();
+    }
+
+    pub(super) fn on_tested(&mut self, event: &protocol::v2::client::Event) {
+        let protocol::v2::client::Event { tested_addr, server, result, .. } = event;
+        let Err(error) = result else { return };
+        tracing::info!(address = %tested_addr, peer.id = %server, %error, "not reached from outside");
+        if self.nat.reach.failed(tested_addr) {
+            self.swarm.remove_external_address(tested_addr);
+        }
+        self.on_reach_changed();
+    }
+
+    /// Only who is reached serves the public DHT, and needs no relay.
+    fn on_reach_changed(&mut self) {
+        let is_public = self.nat.reach.get() == Reachability::Public;
+        let mode = if is_public { kad::Mode::Server } else { kad::Mode::Client };
+        self.swarm.behaviour_mut().wan.set_mode(Some(mode));
+        if is_public {
+            // The reservation ends with its connection.
+            for relay in self.nat.relays.holders() {
+                for id in self.nat.paths.direct(&relay) {
+                    self.swarm.close_connection(id);
+                }
+            }
+        }
+    }
+
+    /// A peer was identified that may be a relay, or test addresses.
+    pub(super) fn notice_services(&mut self, peer: PeerId, info: &identify::Info) {
+        if self.nat.is_on && info.protocols.contains(&AUTONAT) {
+            self.nat.reach.tester(Instant::now());
+        }
+        if info.protocols.contains(&relay::HOP_PROTOCOL_NAME)
+            && let Some(known) = self.peers.get(&peer)
+        {
+            self.nat.relays.found(peer, &known.dialled, Instant::now());
+        }
+    }
+
+    /// Asks relays while they are needed, and gives up relayed connections that are not.
+    pub(super) fn nat_round(&mut self) {
+        let now = Instant::now();
+        for id in self.nat.paths.spare(now) {
+            self.swarm.close_connection(id);
+        }
+        self.nat.reach.pass_time(now);
+        if !self.nat.is_on || self.nat.reach.get() == Reachability::Public {
+            return;
+        }
+        for (relay, address) in self.nat.relays.due(now) {
+            match self.swarm.listen_on(address) {
+                Ok(listener) => self.nat.relays.asked(listener, relay),
+                Err(error) => tracing::debug!(peer.id = %relay, %error, "relay not asked"),
+            }
+        }
+    }
+
+    /// `false`: the address is one of our own interfaces.
+    pub(super) fn on_relayed_address(&mut self, listener: ListenerId, address: &Multiaddr) -> bool {
+        self.nat.relays.granted(listener, address)
+    }
+
+    pub(super) fn on_listener_closed(&mut self, listener: ListenerId, reason: &Result<(), std::io::Error>) {
+        if let Some(relay) = self.nat.relays.ended(listener) {
+            tracing::info!(peer.id = %relay, ?reason, "a relay does not pass connections on any more");
+        }
+    }
+
+    pub(super) fn note_path(&mut self, peer: PeerId, id: ConnectionId, relayed: bool) {
+        self.nat.paths.established(peer, id, relayed, Instant::now());
+    }
+
+    pub(super) fn note_path_closed(&mut self, peer: &PeerId, id: ConnectionId, last: bool) {
+        self.nat.paths.closed(id, peer, Instant::now());
+        if last {
+            self.nat.relays.disconnected(peer);
+        }
+    }
+
+    /// What others do with us as their relay.
+    pub(super) fn on_relayed(&mut self, event: &relay::Event) {
+        let served = &mut self.nat.served;
+        match event {
+            relay::Event::ReservationReqAccepted { src_peer_id, .. } => {
+                served.reserved.insert(*src_peer_id);
+            }
+            relay::Event::ReservationClosed { src_peer_id }
+            | relay::Event::ReservationTimedOut { src_peer_id } => {
+                served.reserved.remove(src_peer_id);
+            }
+            relay::Event::CircuitReqAccepted { .. } => served.circuits += 1,
+            relay::Event::CircuitClosed { .. } => served.circuits = served.circuits.saturating_sub(1),
+            _ => (),
+        }
+        tracing::debug!(?event, "relay");
+    }
+}
+
+pub(super) fn on_hole_punch(event: &dcutr::Event) {
+    match &event.result {
+        Ok(_) => tracing::info!(peer.id = %event.remote_peer_id, "a relayed connection became direct"),
+        Err(error) => {
+            tracing::info!(peer.id = %event.remote_peer_id, %error, "a relayed connection stays so")
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Whole daemons that have a Kubo for their network, and the predecessor's config files.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use shoal::api::Status;
+use shoal::ipld::ipns::{IpnsName, IpnsRecord};
+use shoal::oci::Digest;
+use tempfile::TempDir;
+
+use crate::common::{Daemon, Image, PATIENCE, Setup, daemon};
+use crate::double::{Double, Fault};
+use crate::kubo::Kubo;
+
+const ADDRESS: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIADDRESS";
+const AUTH: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIAUTH";
+
+fn attached(address: &str) -> Setup {
+    daemon().env(ADDRESS, address).env(AUTH, "bearer:t0ken")
+}
+
+fn multiaddr(double: &Double) -> String {
+    format!("/ip4/127.0.0.1/tcp/{}", double.address.port())
+}
+
+async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
+    let begun = Instant::now();
+    loop {
+        let status = daemon.status();
+        if holds(&status) {
+            return status;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: {status:?}\n{}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn is_published(status: &Status) -> bool {
+    status.own.as_ref().is_some_and(|own| own.state == "published")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_is_pinned_before_kubo_signs_for_it() {
+    let double = Double::start().await;
+    let name = double.has_key("self");
+    let daemon = attached(&multiaddr(&double)).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    assert_eq!(daemon.ipns, name.to_string(), "`self` is the key of Kubo");
+    // The first try finds Kubo out of order, the second breaks off.
+    double.fails("dag/import", Fault::Error);
+    double.fails("dag/import", Fault::BreaksOff);
+    let image = Image::small(1);
+    daemon.push("library/app", "1", &image).await;
+    let status = until(&daemon, "published", is_published).await;
+    assert_eq!(status.node.kubo.unwrap().version.as_deref(), Some("0.43.0"));
+    let root = status.own.unwrap().root;
+    {
+        let inside = double.inside();
+        assert_eq!(inside.gap(&root.parse().unwrap()), None, "all of the root is there");
+        let record = IpnsRecord::decode(&name, &inside.records[&name.to_string()]).unwrap();
+        assert_eq!(record.root().unwrap().to_string(), root);
+        let at = |call: &str| inside.calls.iter().rposition(|given| given.starts_with(call));
+        assert!(at("pin/add").unwrap() < at("name/publish").unwrap(), "{:?}", inside.calls);
+    }
+    daemon.push("library/app", "2", &Image::small(2)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != root;
+    let moved = until(&daemon, "published again", moved).await.own.unwrap().root;
+    until(&daemon, "the old pin goes", |_| double.inside().pins.keys().eq([&moved])).await;
+    assert!(daemon.log().contains("the embedded node is not started"), "{}", daemon.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
+    let double = Double::start().await;
+    double.has_key("self");
+    let (address, inside_keys) = (double.address, double.config());
+    let daemon = attached(&multiaddr(&double)).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    drop((double, inside_keys));
+    let daemon = daemon.kill_and_restart();
+    let image = Image::small(3);
+    daemon.push("library/app", "1", &image).await;
+    assert_eq!(daemon.pull("library/app", "1").await.unwrap(), image);
+    let status = until(&daemon, "Kubo is missed", |status| {
+        status.node.kubo.as_ref().is_some_and(|kubo| kubo.error.is_some())
+    })
+    .await;
+    assert!(status.node.kubo.unwrap().error.unwrap().contains(&address.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
+    let Some((kubo, _other)) = Kubo::pair() else { return };
+    let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    // Without an empty layer: Kubo does not give a block of no bytes away.
+    let image = Image::new(4, &[1000, 2_500_000]);
+    ours.push("library/app", "1", &image).await;
+    let root = until(&ours, "published", is_published).await.own.unwrap().root;
+    assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root), "the root is pinned");
+    let reader = daemon().read_only().dials(&ours.address).reads(&ours.ipns).start();
+    reader.serves("library/app", "1", &image).await;
+    // And the other way round: what Kubo does not have is found by it.
+    let publisher = daemon().dials(&ours.address).start();
+    publisher.push("library/other", "1", &Image::new(5, &[1000])).await;
+    let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns).start();
+    follower.serves("library/other", "1", &Image::new(5, &[1000])).await;
+}
+
+/// Writes an image as the predecessor's storage has it, with an upload in progress beside it.
+fn write_tree(folder: &Path, image: &Image) {
+    let put = |path: String, content: &[u8]| {
+        let path = folder.join("docker/registry/v2").join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    let manifest = Digest::sha256(&image.manifest);
+    for content in image.blobs.iter().chain([&image.manifest]) {
+        let digest = Digest::sha256(content).to_string();
+        let hex = digest.trim_start_matches("sha256:");
+        put(format!("blobs/sha256/{}/{hex}/data", &hex[..2]), content);
+        let kind = if Digest::sha256(content) == manifest { "_manifests/revisions" } else { "_layers" };
+        put(format!("repositories/library/old/{kind}/sha256/{hex}/link"), digest.as_bytes());
+    }
+    let (tag, link) = ("repositories/library/old/_manifests/tags/1", manifest.to_string());
+    put(format!("{tag}/current/link"), link.as_bytes());
+    put(format!("{tag}/index/sha256/{}/link", link.trim_start_matches("sha256:")), link.as_bytes());
+    put("repositories/library/old/_uploads/5f0c/startedat".to_owned(), b"2023-01-01T00:00:00Z");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_of_the_predecessor_is_served_and_goes_on_under_its_name() {
+    let Some((kubo, _other)) = Kubo::pair() else { return };
+    let (folder, old) = (TempDir::new().unwrap(), Image::small(6));
+    write_tree(folder.path(), &old);
+    let shape = ["add", "-Qr", "--pin=false", "--trickle", "--cid-version=0", "--raw-leaves=false"];
+    let root = kubo.run(&[&shape[..], &["--chunker=size-262144", folder.path().to_str().unwrap()]].concat());
+    kubo.run(&["name", "publish", "--allow-offline", &format!("/ipfs/{root}")]);
+
+    let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    assert_eq!(ours.pull("library/old", "1").await.unwrap(), old);
+    let new = Image::small(7);
+    ours.push("library/new", "1", &new).await;
+    let root = until(&ours, "published", is_published).await.own.unwrap().root;
+    assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root));
+    let tags = |name: &str| {
+        format!("/ipfs/{root}/docker/registry/v2/repositories/library/{name}/_manifests/tags/1/current/link")
+    };
+    for (name, image) in [("old", &old), ("new", &new)] {
+        assert_eq!(kubo.run(&["cat", &tags(name)]), Digest::sha256(&image.manifest).to_string());
+    }
+}
+
+/// Starts a daemon upon a config file of the predecessor; only places on this machine are changed, by the environment.
+fn start_unchanged(file: &str, address: &str, double: &Double) -> Daemon {
+    let fixture = format!("{}/tests/fixtures/predecessor/{file}", env!("CARGO_MANIFEST_DIR"));
+    let places = daemon()
+        .env("REGISTRY_HTTP_ADDR", "127.0.0.1:0")
+        .env("REGISTRY_HTTP_DEBUG_ADDR", "127.0.0.1:0")
+        .env(address, &multiaddr(double))
+        .env(AUTH, "bearer:t0ken");
+    places.start_with(&std::fs::read_to_string(fixture).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_predecessors_config_files_start_us_unchanged() {
+    let double = Double::start().await;
+    let own = double.has_key("self");
+    let team = double.has_key("team");
+    let other: IpnsName = "k51qzi5uqu5dlj2qkibv67ep4sdsa73s9asv2g3um5j441i80ks15e1afi7waz".parse().unwrap();
+    let names = [team.to_string(), other.to_string()];
+    let followed = |daemon: &Daemon| -> Vec<String> {
+        daemon.status().readonly.into_iter().map(|followed| followed.name).collect()
+    };
+
+    let writer = start_unchanged("config.yaml", ADDRESS, &double);
+    assert_eq!(writer.ipns, own.to_string());
+    assert_eq!(followed(&writer), names, "a comma string");
+    let reader = start_unchanged("reader.yaml", ADDRESS, &double);
+    assert_eq!(reader.ipns, "", "without writeipnskey it only reads");
+    assert_eq!(followed(&reader), names, "a list");
+    let of_middleware = "REGISTRY_MIDDLEWARE_REPOSITORY_0_OPTIONS_IPFSAPIADDRESS";
+    let layouts = start_unchanged("layouts.yaml", of_middleware, &double);
+    assert_eq!((layouts.ipns.as_str(), followed(&layouts)), ("", Vec::new()));
+}
+
+#[test]
+fn the_predecessors_unit_file_calls_us_as_we_are_called() {
+    let unit = include_str!("../fixtures/predecessor/oci-registry-p2p.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let arguments: Vec<&str> = line.split(' ').skip(1).collect();
+    assert_eq!(arguments, ["serve", "/etc/oci-registry-p2p/config.yaml"]);
+    // Without the file it says so: the command itself is understood.
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_shoal")).args(["serve", "/does/not/exist.yaml"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("cannot read config file /does/not/exist.yaml"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_check_asks_kubo_for_its_version() {
+    let double = Double::start().await;
+    let check = |auth: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.args(["config", "check"]).env(ADDRESS, multiaddr(&double));
+        let output = command.env(AUTH, auth).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    };
+    let (is_ok, said, _) = check("bearer:t0ken");
+    assert!(is_ok && said.contains("ok: Kubo 0.43.0 answers at http://127.0.0.1:"), "{said}");
+    let (is_ok, _, said) = check("bearer:hunter2");
+    assert!(!is_ok && said.contains("does not let us in") && !said.contains("hunter2"), "{said}");
+}
