@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# install.sh - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo,
+# install.sh [interop] - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo,
 # buildah, umoci, docker-registry and nginx, newer clients from later Debian releases (each in a folder of its own), two
-# Python clients, and Kubo built from its Go module. Root, Debian 12. What is there already is not installed again.
+# Python clients, and Kubo built from its Go module; with a word, the peers of tests/interop too. Root, Debian 12. What is
+# there already is not installed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 
 export DEBIAN_FRONTEND=noninteractive
-packages="iproute2 containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq nginx-light openssl"
+packages="iproute2 containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq nginx-light openssl iptables"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   # No service is started by its package: the scenes start their own.
@@ -50,24 +51,26 @@ if [ "$(cat "$PYTHON_TOOLS/installed" 2>/dev/null || true)" != "$python_clients"
 fi
 
 # The peers of tests/interop: Helia on Node, Kubo 0.22 and py-libp2p from Python wheels.
-if command -v npm >/dev/null; then
-  helia=$TOOLS/helia
-  mkdir -p "$helia"
-  if ! cmp -s "$here/../interop/peers/package-lock.json" "$helia/package-lock.json" || [ ! -d "$helia/node_modules" ]; then
-    cp "$here"/../interop/peers/package*.json "$helia/"
-    (cd "$helia" && npm ci --legacy-peer-deps --ignore-scripts --no-audit --no-fund --loglevel=error)
+if [ "${1:-}" = interop ]; then
+  if command -v npm >/dev/null; then
+    helia=$TOOLS/helia
+    mkdir -p "$helia"
+    if ! cmp -s "$here/../interop/peers/package-lock.json" "$helia/package-lock.json" || [ ! -d "$helia/node_modules" ]; then
+      cp "$here"/../interop/peers/package*.json "$helia/"
+      (cd "$helia" && npm ci --legacy-peer-deps --ignore-scripts --no-audit --no-fund --loglevel=error)
+    fi
+    cp "$here"/../interop/peers/*.mjs "$helia/"
+  else
+    echo "no npm here: Helia is left out of tests/interop"
   fi
-  cp "$here"/../interop/peers/*.mjs "$helia/"
-else
-  echo "no npm here: Helia is left out of tests/interop"
-fi
-interop_peers="libp2p==0.8.1 cffi==2.1.1"
-if [ "$(cat "$INTEROP_TOOLS/installed" 2>/dev/null || true)" != "$interop_peers" ]; then
-  python3 -m venv --clear "$INTEROP_TOOLS"
-  # shellcheck disable=SC2086
-  "$INTEROP_TOOLS/bin/pip" install -q $interop_peers
-  "$INTEROP_TOOLS/bin/pip" install -q --no-deps kubo-python==0.1.5
-  echo "$interop_peers" >"$INTEROP_TOOLS/installed"
+  interop_peers="libp2p==0.8.1 cffi==2.1.1"
+  if [ "$(cat "$INTEROP_TOOLS/installed" 2>/dev/null || true)" != "$interop_peers" ]; then
+    python3 -m venv --clear "$INTEROP_TOOLS"
+    # shellcheck disable=SC2086
+    "$INTEROP_TOOLS/bin/pip" install -q $interop_peers
+    "$INTEROP_TOOLS/bin/pip" install -q --no-deps kubo-python==0.1.5
+    echo "$interop_peers" >"$INTEROP_TOOLS/installed"
+  fi
 fi
 
 containerd --version; dockerd --version; podman --version; skopeo --version; docker-registry --version; "$KUBO" version

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """run.py [PATTERN] - the daemon against other implementations of IPFS, cell by cell; writes what came of it into the table of
 README.md. With a pattern only the cells whose name has it are run; the others stay as they were.
-Needs ../clients/install.sh, and root for a network of its own. SHOAL is the daemon, target/release/shoal else. A cell that
+Needs `../clients/install.sh interop`, and root for a network of its own. SHOAL is the daemon, target/release/shoal else. A cell that
 fails says why, and makes the script fail.
 """
 import base64, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, urllib.request
