@@ -27,7 +27,7 @@
 //! | [`cli`] | the command line; moves images between files and the daemon, points container engines at the mirror | `config`, `keystore`, `oci`, `api`, `kubo` |
 //! | [`tasks`] | spawns, names, cancels and awaits what lives long | nothing of ours |
 //! | [`metrics`] | every metric, declared once | nothing of ours |
-//! | [`network`] | which of the two networks the daemon has, and whose keys names mean | `api`, `ipfs`, `ipld`, `keystore`, `kubo`, `mirror`, `node` |
+//! | [`network`] | which of the two networks the daemon has, and whose keys names mean | `api`, `ipfs`, `ipld`, `keystore`, `kubo`, `mirror`, `node`, `store`, `web` |
 //! | [`daemon`] | where parts meet: opens, starts in order, stops in reverse | all |
 //!
 //! `config`, `tasks` and `metrics` are open to all but the pure parts. `tests/architecture.rs` holds the code to this table.

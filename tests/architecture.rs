@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("keystore", &["ipld"]),
     ("logging", &[]),
     ("cli", &["config", "keystore", "oci", "api", "kubo"]),
-    ("network", &["api", "ipfs", "ipld", "keystore", "kubo", "mirror", "node"]),
+    ("network", &["api", "ipfs", "ipld", "keystore", "kubo", "mirror", "node", "store", "web"]),
 ];
 const PURE: &[&str] = &["oci", "ipld"];
 const OPEN: &[&str] = &["config", "tasks", "metrics"];

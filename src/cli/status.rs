@@ -242,7 +242,8 @@ mod tests {
         let kubo =
             serde_json::json!({"api": "http://127.0.0.1:5001", "version": "0.43.0", "error": "it is asleep"});
         let node = serde_json::json!({"peer_id": "12D3", "addresses": [], "peers": 2, "mesh_peers": 0,
-            "announcements_waiting": 1, "pubsub_peers": null, "kubo": kubo});
+            "announcements_waiting": 1, "pubsub_peers": null, "kubo": kubo, "nat": {"reachability": "unknown",
+                "relayed_addresses": [], "direct_peers": 0, "relayed_peers": 0, "reservations_given": 0, "circuits": 0}});
         let text = network(&serde_json::from_value(node).unwrap());
         assert!(text.starts_with(
             "kubo       http://127.0.0.1:5001: Kubo 0.43.0 12D3, 2 peers, 1 announcements waiting\n"

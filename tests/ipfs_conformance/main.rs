@@ -102,6 +102,10 @@ async fn the_embedded_node_conforms() {
         connections_max: 8,
         swarm_key: None,
         mdns: false,
+        nat: false,
+        upnp: false,
+        relay: false,
+        relays: Vec::new(),
     };
     let far = leaf("far away");
     stores[0].blocks().put(far.cid().hash(), &[far.bytes().clone()]).unwrap();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::{ConnectionId, StreamProtocol};
+use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, StreamProtocol};
 use libp2p::{Multiaddr, PeerId, autonat as protocol, dcutr, identify, kad, relay};
 
 use super::NodeConfig;
@@ -131,14 +131,25 @@ impl EventLoop {
         {
             autonat.test(&address);
         }
+        self.offer_to_dial(&address);
         self.swarm.add_external_address(address);
         self.on_reach_changed();
+    }
+
+    /// Has peers that are reached by a relay told of an address, to dial it. Of itself hole punching knows only those that
+    /// others have seen and that are not confirmed.
+    fn offer_to_dial(&mut self, address: &Multiaddr) {
+        if let Some(dcutr) = self.swarm.behaviour_mut().dcutr.as_mut() {
+            let candidate = NewExternalAddrCandidate { addr: address };
+            dcutr.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+        }
     }
 
     /// An address that the config has us tell.
     pub(super) fn add_announced_address(&mut self, address: Multiaddr) {
         self.nat.reach.fix(&address);
         self.nat.reach.add(&address);
+        self.offer_to_dial(&address);
         self.swarm.add_external_address(address);
         self.on_reach_changed();
     }
