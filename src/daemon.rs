@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api;
 use crate::auth::{Auth, AuthError};
-use crate::config::{Config, FollowMode, Net, SELF_SIGNED_FOLDER};
+use crate::config::{Config, FollowMode, HttpLimits, Net, SELF_SIGNED_FOLDER};
 use crate::http::access_log::logged;
 use crate::http::control::{Daemon, control_router, debug_router};
 use crate::http::describe::{describe_fill, describe_followed, describe_own};
@@ -182,14 +182,7 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let keystore = Keystore::open(&config.store.root_directory)?;
     let former = finish_rotation(&keystore, &store, &config)?;
     let (identity, fresh) = keystore.get_or_generate(SELF)?;
-    let tls = match &config.http.tls {
-        Some(tls) => {
-            let folder = config.store.root_directory.join(SELF_SIGNED_FOLDER);
-            let tls = Tls::start(tasks, tls.clone(), config.http.http2, folder, &limits).await;
-            Some(tls.map_err(DaemonError::Tls)?)
-        }
-        None => None,
-    };
+    let tls = tls(tasks, &config, &limits).await?;
     let attached = attach(tasks, &store, &config).await?;
     let api = config.kubo.as_ref().map(|kubo| kubo.api.to_string());
     let kubo = api.as_deref().zip(attached.as_ref().map(|(_, keys)| keys.as_ref()));
@@ -240,6 +233,13 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     Ok(running)
 }
 
+async fn tls(tasks: &Tasks, config: &Config, limits: &HttpLimits) -> Result<Option<Tls>, DaemonError> {
+    let Some(tls) = &config.http.tls else { return Ok(None) };
+    let folder = config.store.root_directory.join(SELF_SIGNED_FOLDER);
+    let tls = Tls::start(tasks, tls.clone(), config.http.http2, folder, limits).await;
+    tls.map(Some).map_err(DaemonError::Tls)
+}
+
 /// The Kubo that is the network, if one is, and the keys that it has.
 async fn attach(
     tasks: &Tasks,
@@ -261,7 +261,7 @@ async fn embedded(
     web: Option<Web>,
 ) -> Result<(Network, Option<PeerStreams>), DaemonError> {
     let (node, peer_streams) = node::start_with(tasks, store, identity, config, web).await?;
-    Ok((Network::Node(node), Some(peer_streams)))
+    Ok((Network::Node(Box::new(node)), Some(peer_streams)))
 }
 
 fn mirror_config(

@@ -19,14 +19,14 @@ use crate::web::WebStatus;
 /// The network, whichever it is. Cheap to clone.
 #[derive(Clone)]
 pub enum Network {
-    Node(NodeClient),
+    Node(Box<NodeClient>),
     Kubo(KuboClient),
 }
 
 impl Network {
     pub fn ipfs(&self) -> Arc<dyn Ipfs> {
         match self {
-            Self::Node(node) => Arc::new(node.clone()),
+            Self::Node(node) => Arc::new(NodeClient::clone(node)),
             Self::Kubo(kubo) => Arc::new(kubo.clone()),
         }
     }

@@ -1,7 +1,7 @@
 //! A Kubo daemon over its RPC API, as an [`Ipfs`]: it is the network, our store stays the working store.
 //!
 //! Blocks are fetched from it and verified like those of any peer. What is pushed here is sent to it and pinned there
-//! before a name moves ([`keep`]); it signs for the keys that it has ([`names`]). It may be away for as long as it likes:
+//! before a name moves (`keep`); it signs for the keys that it has (`names`). It may be away for as long as it likes:
 //! every call then fails with [`IpfsError::Away`], and whoever called comes again. A task looks after it for `status`.
 
 mod keep;

@@ -153,10 +153,8 @@ pub async fn start_with(
     let mut swarm = behaviour::build(keypair, streams_behaviour, &config, &topics)?;
     listen(&mut swarm, &config.listen)?;
 
-    let known = {
-        let state = store.state().clone();
-        off_thread(move || state.peers()).await?
-    };
+    let state = store.state().clone();
+    let known = off_thread(move || state.peers()).await?;
     let dialled: Vec<Multiaddr> = config.bootstrap.iter().chain(&config.relays).cloned().collect();
     let book = peers::Book::new(peer_id, &dialled, &config.peers, &known)?;
     let nat = Nat::new(peer_id, &config);
