@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two daemons behind NATs of their own, between which nothing passes, find each other through a relay and exchange an image
-# by it.
+# Two daemons behind NATs of their own find each other through a relay: while nothing passes between them they exchange an
+# image by it, else directly. What a publisher has left behind they give each other.
 set -euo pipefail
 [ -n "${SHOAL_MOUNTS:-}" ] || SHOAL_MOUNTS=1 exec unshare -m "$0" "$@"
 . "$(dirname "$0")/lib.sh"; offline "$@"
@@ -71,3 +71,30 @@ has b '.relayed_peers == 1' || fail "b does not say that it is relayed: $(node b
 relayed=$(($(hub_kib) - before))
 [ "$relayed" -gt 4096 ] || fail "only $relayed KiB passed the relay"
 say "by the relay: $relayed KiB passed it"
+
+shoal_stop b; rm -rf "$W/b/data"
+rule ra -D FORWARD -d 203.0.113.22 -j DROP; rule rb -D FORWARD -d 203.0.113.21 -j DROP
+image "$W/img" 2 --seed nat-2 --layers 4 --kib 1024; push_in a "$W/img:2" library/app:2
+daemon b 0.0.0.0 "$a_ipns" "relays: [$hub_p2p]" "upnp: false"
+for name in a b; do wait_for 90 "$name has a direct connection" has $name '.relayed_peers == 0 and .direct_peers == 2'; done
+wait_for 30 "the relay has nothing to pass on any more" has hub '.circuits == 0'
+before=$(hub_kib)
+wait_for 90 "b pulls directly" served b library/app:2
+direct=$(($(hub_kib) - before))
+[ "$direct" -lt 1024 ] || fail "$direct KiB passed the relay though the connection is direct"
+has b '.relayed_peers == 0' || fail "b is relayed again: $(node b .)"
+say "directly: $direct KiB passed the relay"
+
+# A publisher with a public address; one reader has its image when it goes, and gives it to the other.
+shoal_stop a; shoal_stop b
+host pub 203.0.113.30
+daemon pub 203.0.113.30 "" "upnp: false"
+image "$W/img" 3 --seed nat-3 --layers 4 --kib 1024; push_in pub "$W/img:3" library/app:3
+name=$pub_ipns
+daemon a 0.0.0.0 "$name" "relays: [$hub_p2p]" "upnp: false"
+wait_for 90 "a pulls from the publisher" served a library/app:3
+wait_for 60 "a has a relay again" has a '.relayed_addresses | length == 1'
+shoal_kill pub
+daemon b 0.0.0.0 "$name" "relays: [$hub_p2p]" "upnp: false"
+wait_for 120 "b pulls what a reader has" served b library/app:3
+say "a reader behind a NAT gave another one what the publisher had left"
