@@ -11,7 +11,7 @@ use super::NodeError;
 use crate::store::KnownPeer;
 
 /// Pauses between tries: doubled from the first to the second.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Peers of earlier runs that are dialled after a start.
 const KNOWN_DIALLED_MAX: usize = 16;
 /// Peers remembered over a restart.
@@ -152,7 +152,7 @@ mod tests {
                 (0..100).filter(|s| !book.due(start + Duration::from_secs(*s), |_| connected).is_empty());
             seconds.collect::<Vec<u64>>()
         };
-        assert_eq!(dials(&mut book, false), [0, 1, 3, 7, 15, 31, 61, 91]);
+        assert_eq!(dials(&mut book, false), [0, 1, 3, 7, 15, 25, 35, 45, 55, 65, 75, 85, 95]);
         assert!(dials(&mut book, true).is_empty());
         assert!(book.is_wanted(&peer));
     }
