@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A cluster behind a shaped uplink: each byte crosses it once, also while upstream is gone. `21-cluster.sh eight killed slow
-# dead` runs the scenes whose bounds are not kept in every run on two cores.
+# A cluster behind a shaped uplink: each byte crosses it once, also while upstream is gone. `21-cluster.sh widest` runs
+# the one whose bound on time is not kept in every run on two cores.
 set -euo pipefail
 [ -n "${SHOAL_MOUNTS:-}" ] || SHOAL_MOUNTS=1 exec unshare -m "$0" "$@"
 . "$(dirname "$0")/lib.sh"
