@@ -110,7 +110,7 @@ class Helia(Spoken):
 
 class Kubo022(Spoken):
     def __init__(self, **_):
-        super().__init__([PYTHON, os.path.join(HERE, "peers/kubo-0.22.py"), "--repo", tempfile.mkdtemp(dir=W)])
+        super().__init__([PYTHON, os.path.join(HERE, "peers/kubo-0.22.py"), "--repo", tempfile.mkdtemp(dir=W)], cwd=W)
 
     def add(self, folder):
         return in_base32(self("add", folder)["cid"])
