@@ -87,10 +87,11 @@ pub(super) async fn run(
                     // What came of the one before stays.
                     changed = serving.changed() => if changed.is_ok() { continue } else { return },
                     outcome = Box::pin(replica.bring()) => {
-                        note(follow.replica(), &replica, outcome.as_ref().err());
+                        // What the status says is what a kill leaves.
                         if outcome.is_ok() {
                             remember(&replica).await;
                         }
+                        note(follow.replica(), &replica, outcome.as_ref().err());
                         whole = outcome.is_ok().then_some(replica.root).or(whole);
                         outcome.is_err().then(|| jittered(RETRY_PAUSE))
                     }
