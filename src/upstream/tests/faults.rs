@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
+
 use super::fake::{Ending, Fake, Reply};
 use super::*;
 
@@ -87,8 +89,30 @@ async fn a_dead_registry_is_left_in_peace_and_then_tried_again() {
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(6)).await;
     tokio::time::resume();
-    upstream.manifest(&repo(), &latest()).await.unwrap();
+    // One of these finds out, and the others wait for that.
+    let (repo, latest) = (repo(), latest());
+    let answers = join_all((0..5).map(|_| upstream.manifest(&repo, &latest))).await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert!(upstream.is_asked());
+}
+
+#[tokio::test]
+async fn while_a_registry_that_rests_is_tried_without_success_nobody_else_asks_it() {
+    let fake = Fake::start(|_| Reply::status(500)).await;
+    let upstream = of(&fake);
+    for _ in 0..2 {
+        upstream.manifest(&repo(), &latest()).await.unwrap_err();
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(6)).await;
+    tokio::time::resume();
+    let (repo, latest) = (repo(), latest());
+    let answers = join_all((0..5).map(|_| upstream.manifest(&repo, &latest))).await;
+    let (resting, tried) = answers
+        .iter()
+        .map(|answer| answer.as_ref().unwrap_err())
+        .partition::<Vec<_>, _>(|error| matches!(error, UpstreamError::Resting { .. }));
+    assert_eq!((resting.len(), tried.len(), fake.seen().len()), (5, 0, 5), "{answers:?}");
 }
 
 #[tokio::test]
