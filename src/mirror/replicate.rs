@@ -108,8 +108,9 @@ pub(super) async fn run(
 
 /// The root that was here whole before this run, if that is as much as is to be brought now and it has not gone since.
 async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
-    let (state, name) = (follow.state().clone(), follow.name);
-    let row = off_thread(move || state.replica(&name)).await;
+    let (state, name) = (follow.state().clone(), follow.name.clone());
+    let key = name.clone();
+    let row = off_thread(move || state.replica(&key)).await;
     let row = row
         .inspect_err(|error| tracing::error!(ipns = %name, error = %chain(error), "it is not known what is here of a name"))
         .ok()??;
@@ -128,10 +129,10 @@ async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
 
 /// Losing it costs a walk at the next start.
 async fn remember(replica: &Replica<'_>) {
-    let (state, name) = (replica.follow.state().clone(), replica.follow.name);
+    let (state, name) = (replica.follow.state().clone(), &replica.follow.name);
     let blobs = (replica.follow.mode == FollowMode::All).then_some(replica.follow.replica().borrow().blobs);
-    let row = ReplicaRow { root: replica.root, blobs };
-    if let Err(error) = off_thread(move || state.set_replica(&name, &row)).await {
+    let (row, key) = (ReplicaRow { root: replica.root, blobs }, name.clone());
+    if let Err(error) = off_thread(move || state.set_replica(&key, &row)).await {
         tracing::error!(ipns = %name, error = %chain(&error), "cannot remember on disk what is here of a name");
     }
 }

@@ -82,10 +82,11 @@ impl Mirror {
             }
             None => None,
         };
-        let following = Following::new(ipfs.clone(), tree.clone(), state.clone(), Timestamp::now);
+        let following =
+            Following::new(ipfs.clone(), config.naming.clone(), tree.clone(), state.clone(), Timestamp::now);
         let mut follows = Vec::with_capacity(config.readonly.len());
         for name in &config.readonly {
-            follows.push(Follow::start(tasks, following.clone(), *name, updates.subscribe()).await?);
+            follows.push(Follow::start(tasks, following.clone(), name.clone(), updates.subscribe()).await?);
         }
         let uploads =
             Uploads::open(blocks, store.uploads().clone(), config.uploads_max, config.upload_idle_timeout)
