@@ -9,14 +9,15 @@ use shoal::ipld::ipns::{IpnsName, IpnsRecord};
 use shoal::oci::Digest;
 use tempfile::TempDir;
 
+use crate::common::name_server::{NameServer, link};
 use crate::common::{Daemon, Image, PATIENCE, Setup, daemon};
 use crate::double::{Double, Fault};
 use crate::kubo::Kubo;
 
-const ADDRESS: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIADDRESS";
-const AUTH: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIAUTH";
+pub const ADDRESS: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIADDRESS";
+pub const AUTH: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIAUTH";
 
-fn attached(address: &str) -> Setup {
+pub fn attached(address: &str) -> Setup {
     daemon().env(ADDRESS, address).env(AUTH, "bearer:t0ken")
 }
 
@@ -24,7 +25,7 @@ fn multiaddr(double: &Double) -> String {
     format!("/ip4/127.0.0.1/tcp/{}", double.address.port())
 }
 
-async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
+pub async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
     let begun = Instant::now();
     loop {
         let status = daemon.status();
@@ -36,7 +37,7 @@ async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> 
     }
 }
 
-fn is_published(status: &Status) -> bool {
+pub fn is_published(status: &Status) -> bool {
     status.own.as_ref().is_some_and(|own| own.state == "published")
 }
 
@@ -70,6 +71,22 @@ async fn a_push_is_pinned_before_kubo_signs_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_domain_among_the_names_is_resolved_by_us_and_its_name_by_kubo() {
+    let double = Double::start().await;
+    double.has_key("self");
+    let writer = attached(&multiaddr(&double)).start();
+    let image = Image::small(8);
+    writer.push("library/app", "1", &image).await;
+    until(&writer, "published", is_published).await;
+    let names = NameServer::start([link("_dnslink.registry.example", format!("/ipns/{}", writer.ipns))]);
+    let reader = attached(&multiaddr(&double)).read_only().reads("registry.example");
+    let reader = reader.env("REGISTRY_STORAGE_IPFS_NAMESERVER", &names.address).start();
+    reader.serves("library/app", "1", &image).await;
+    let asked = |call: &String| call.contains("registry.example");
+    assert!(!double.inside().calls.iter().any(asked), "{:?}", double.inside().calls);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
     let double = Double::start().await;
     double.has_key("self");
@@ -91,8 +108,8 @@ async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
 async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     let Some((kubo, _other)) = Kubo::pair() else { return };
     let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
-    // Without an empty layer: Kubo does not give a block of no bytes away.
-    let image = Image::new(4, &[1000, 2_500_000]);
+    // With an empty layer, which Kubo never gives away.
+    let image = Image::small(4);
     ours.push("library/app", "1", &image).await;
     let root = until(&ours, "published", is_published).await.own.unwrap().root;
     assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root), "the root is pinned");
@@ -100,9 +117,9 @@ async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     reader.serves("library/app", "1", &image).await;
     // And the other way round: what Kubo does not have is found by it.
     let publisher = daemon().dials(&ours.address).start();
-    publisher.push("library/other", "1", &Image::new(5, &[1000])).await;
+    publisher.push("library/other", "1", &Image::new(5, &[0, 1000])).await;
     let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns).start();
-    follower.serves("library/other", "1", &Image::new(5, &[1000])).await;
+    follower.serves("library/other", "1", &Image::new(5, &[0, 1000])).await;
 }
 
 /// Writes an image as the predecessor's storage has it, with an upload in progress beside it.
