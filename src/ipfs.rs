@@ -174,7 +174,7 @@ pub trait Ipfs: Send + Sync + 'static {
         Err(IpfsError::NoKey(Box::new(signing.name)))
     }
     /// Returns when all that is here of the DAG below `root` outlasts this daemon, under a label for people: a Kubo is
-    /// sent what it lacks, and pins it. To the node there is nothing to do, since it serves what is here.
+    /// sent what it lacks and is here, and pins it. To the node there is nothing to do, since it serves what is here.
     async fn keep(&self, _label: &str, _root: &Cid) -> Result<(), IpfsError> {
         Ok(())
     }

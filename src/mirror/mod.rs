@@ -9,6 +9,7 @@ mod elsewhere;
 mod error;
 mod found;
 mod gc;
+mod kept_follow;
 mod leases;
 mod link;
 mod listing;

@@ -42,6 +42,8 @@ const PULLS_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct ReplicaStatus {
     /// All that is to be here of the root that is served is here.
     pub is_whole: bool,
+    /// The newest root of which that holds.
+    pub whole: Option<Cid>,
     /// Blobs of the root, and how many of them are here; 0 unless all are brought.
     pub blobs: usize,
     pub blobs_held: usize,
@@ -118,6 +120,7 @@ async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
         return None;
     }
     mirror.tree.blocks().get(&row.root).await.ok()??;
+    follow.replica().send_modify(|status| status.whole = Some(row.root));
     if follow.serving().borrow().root == Some(row.root) {
         let blobs = row.blobs.filter(|_| follow.mode == FollowMode::All).unwrap_or_default();
         follow.replica().send_modify(|status| {
@@ -145,6 +148,7 @@ fn note(status: &watch::Sender<ReplicaStatus>, replica: &Replica<'_>, error: Opt
     }
     status.send_modify(|status| {
         status.is_whole = text.is_none();
+        status.whole = status.is_whole.then_some(*root).or(status.whole);
         status.error = text;
     });
 }

@@ -86,6 +86,39 @@ async fn a_domain_among_the_names_is_resolved_by_us_and_its_name_by_kubo() {
     assert!(!double.inside().calls.iter().any(asked), "{:?}", double.inside().calls);
 }
 
+/// A Kubo that finds what the other one has.
+fn shares(one: &Double, other: &Double) {
+    let (one, mut other) = (one.inside(), other.inside());
+    other.blocks.extend(one.blocks.clone());
+    other.records.extend(one.records.clone());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_followed_whole_is_pinned_and_the_rest_is_not() {
+    let (double, other) = (Double::start().await, Double::start().await);
+    double.has_key("self");
+    let writer = attached(&multiaddr(&double)).start();
+    writer.push("library/app", "1", &Image::small(31)).await;
+    let first = until(&writer, "published", is_published).await.own.unwrap().root;
+    shares(&double, &other);
+    let reader = attached(&multiaddr(&other)).read_only().reads(&writer.ipns);
+    let reader = reader.env("REGISTRY_STORAGE_IPFS_FOLLOW", "all").start();
+    let label = format!("shoal follows {}", writer.ipns);
+    let is_pinned = |root: &str| other.inside().pins.iter().eq([(&root.to_owned(), &label)]);
+    until(&reader, "it is pinned", |_| is_pinned(&first)).await;
+
+    writer.push("library/app", "2", &Image::small(32)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != first;
+    let second = until(&writer, "published again", moved).await.own.unwrap().root;
+    shares(&double, &other);
+    let reader = reader.kill_and_restart();
+    until(&reader, "the pin moves on", |_| is_pinned(&second)).await;
+    assert_eq!(other.inside().imported, 0, "nothing is sent that came from there");
+
+    let reader = reader.kill_and_restart_with("REGISTRY_STORAGE_IPFS_FOLLOW", "tags");
+    until(&reader, "the pin goes", |_| other.inside().pins.is_empty()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
     let double = Double::start().await;
