@@ -263,7 +263,10 @@ impl Follower {
                 }
                 () = &mut put_again => {
                     putting.push(self.put_again());
-                    put_again.as_mut().reset(tokio::time::Instant::now() + jittered(KEEP_ALIVE_INTERVAL));
+                    // The first that is known is put soon: its author may be gone by the next time.
+                    let is_known = self.trail.first().is_some();
+                    let pause = if is_known { KEEP_ALIVE_INTERVAL } else { RETRY_PAUSE };
+                    put_again.as_mut().reset(tokio::time::Instant::now() + jittered(pause));
                 }
                 Some(()) = putting.next() => (),
             }

@@ -120,6 +120,7 @@ async fn a_record_is_kept_alive_every_four_hours_while_it_is_valid() {
     serves(&follow, root).await;
     pass(Duration::from_secs(60)).await;
     let at_first = desk.network.taken().len();
+    assert_eq!(at_first, 1, "soon after it is known");
     for again in 1..=3 {
         let begun = tokio::time::Instant::now();
         until_within(6 * HOUR, "it is put again", || desk.network.taken().len() >= at_first + again).await;
