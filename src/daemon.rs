@@ -23,6 +23,7 @@ use crate::http::public::public;
 use crate::http::server::{Listener, serve};
 use crate::http::tls::{Tls, TlsError};
 use crate::ipfs::{Peer, PeerStreams};
+use crate::ipld::TreeName;
 use crate::ipld::ipns::IpnsName;
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::kubo::{KuboClient, KuboError, KuboKeys};
@@ -191,7 +192,11 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     let metrics = Metrics::default();
     let pull_through = pull_through(&config, &identity, metrics.clone()).await?;
     let cache = pull_through.as_ref().map(|pull_through| pull_through.store.clone());
-    let names = readonly.iter().map(|(name, _)| *name).chain(signer.as_ref().map(Signer::name));
+    let keys = readonly.iter().filter_map(|(name, _)| match name {
+        TreeName::Key(name) => Some(*name),
+        TreeName::Domain(_) => None,
+    });
+    let names = keys.chain(signer.as_ref().map(Signer::name));
     let names = names.chain(former.iter().map(|former| former.name)).chain(moved(&store, &readonly)?);
     let names = names.collect();
     let (network, peer_streams) = match attached {
@@ -267,7 +272,7 @@ async fn embedded(
 fn mirror_config(
     config: &Config,
     signer: Option<Signer>,
-    readonly: Vec<(IpnsName, FollowMode)>,
+    readonly: Vec<(TreeName, FollowMode)>,
     pull_through: Option<PullThroughConfig>,
 ) -> Result<MirrorConfig, DaemonError> {
     Ok(MirrorConfig {
@@ -351,8 +356,8 @@ fn finish_rotation(
     Ok(former)
 }
 
-/// The names that those that are followed were given up for, as far as they are known.
-fn moved(store: &Store, readonly: &[(IpnsName, FollowMode)]) -> Result<Vec<IpnsName>, DaemonError> {
+/// The names that those that are followed lead on to, as far as they are known.
+fn moved(store: &Store, readonly: &[(TreeName, FollowMode)]) -> Result<Vec<IpnsName>, DaemonError> {
     let mut names = Vec::new();
     for (name, _) in readonly {
         let row = store.state().followed(name).map_err(DaemonError::Store)?;
@@ -464,9 +469,11 @@ impl Daemon for Running {
             }
             let former_name = own.name.to_string();
             let on_disk = |error: KeystoreError| chain(&error);
-            let (keystore, of) = (self.keystore.clone(), key.clone());
-            let successor = off_thread(move || Ok(keystore.successor(&of))).await;
+            let (keystore, of, name) = (self.keystore.clone(), key.clone(), own.name);
+            let successor = off_thread(move || Ok(keystore.successor(&of, &name))).await;
             let successor = successor.map_err(|error| chain(&error))?.map_err(on_disk)?;
+            let elsewhere = || chain(&MirrorError::Rotate(PublishError::Elsewhere(Box::new(own.name))));
+            let successor = successor.ok_or_else(elsewhere)?;
             let own = self.mirror.rotate(successor).await.map_err(|error| chain(&error))?;
             // What is left to be done from here on, the next start does as well.
             let keystore = self.keystore.clone();

@@ -157,7 +157,7 @@ pub struct Signing {
 pub trait Ipfs: Send + Sync + 'static {
     /// Fetches a block from peers, first from those that had its root. The result is verified and not yet stored.
     /// Ends with [`IpfsError::NoProvider`] or [`IpfsError::Timeout`] within a minute, and a quarter more where gateways are
-    /// asked.
+    /// asked. What the CID alone tells, as [`Block::known`] has it, is told at once, and nobody is asked.
     async fn fetch(&self, want: Want) -> Result<Block, IpfsError>;
     /// Makes these roots findable: the node announces them in the background, at a bounded rate, and again before
     /// the announcements expire. Returns when they are queued.
@@ -174,7 +174,7 @@ pub trait Ipfs: Send + Sync + 'static {
         Err(IpfsError::NoKey(Box::new(signing.name)))
     }
     /// Returns when all that is here of the DAG below `root` outlasts this daemon, under a label for people: a Kubo is
-    /// sent what it lacks, and pins it. To the node there is nothing to do, since it serves what is here.
+    /// sent what it lacks and is here, and pins it. To the node there is nothing to do, since it serves what is here.
     async fn keep(&self, _label: &str, _root: &Cid) -> Result<(), IpfsError> {
         Ok(())
     }

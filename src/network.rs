@@ -9,6 +9,7 @@ use crate::api;
 use crate::config::{Config, FollowMode, Name};
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::ipld::{Domain, TreeName};
 use crate::keystore::{Keystore, KeystoreError, SELF};
 use crate::kubo::{KuboClient, KuboError, KuboKeys};
 use crate::mirror::{Signer, SigningKey};
@@ -171,25 +172,30 @@ impl Keys<'_> {
     }
 
     /// The names that are read.
-    pub fn readonly(&self, config: &Config) -> Result<Vec<(IpnsName, FollowMode)>, KeyError> {
+    pub fn readonly(&self, config: &Config) -> Result<Vec<(TreeName, FollowMode)>, KeyError> {
         let resolve = |(n, name): (usize, &Name)| {
             let key = format!("readonlyipnskeys[{n}]");
             if let Some(id) = self.of_kubo(&key, &name.text)? {
-                return Ok((id, name.follow));
+                return Ok((id.into(), name.follow));
             }
-            let resolved = self.keystore.resolve_name(&name.text);
-            Ok((resolved.map_err(|source| KeyError::Keystore { key, source })?, name.follow))
+            let known = match (self.keystore.resolve_name(&name.text), name.text.parse()) {
+                (Err(KeystoreError::NeitherKeyNorName { .. }), Ok(domain)) => TreeName::Domain(domain),
+                (resolved, _) => resolved.map_err(|source| KeyError::Keystore { key, source })?.into(),
+            };
+            Ok((known, name.follow))
         };
         config.names.readonly.iter().enumerate().map(resolve).collect()
     }
 
-    /// What a text means to the Kubo, if there is one. What is an IPNS name, or a key of ours but `self`, is known without it.
+    /// What a text means to the Kubo, if there is one. What is an IPNS name, a domain, or a key of ours but `self`, is known
+    /// without it.
     fn of_kubo(&self, key: &str, text: &str) -> Result<Option<IpnsName>, KeyError> {
         let Some((api, keys)) = self.kubo else { return Ok(None) };
         if let Some(keys) = keys {
             return Ok(keys.find(text));
         }
-        let is_name = text.parse::<IpnsName>().is_ok() && key != "writeipnskey";
+        let is_name = text.parse::<IpnsName>().is_ok() || text.parse::<Domain>().is_ok();
+        let is_name = is_name && key != "writeipnskey";
         let is_ours = text != SELF && self.keystore.get(text).is_ok_and(|found| found.is_some());
         if is_name || is_ours {
             return Ok(None);

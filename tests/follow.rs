@@ -4,6 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use common::name_server::{NameServer, link};
 use common::{Daemon, Image, PATIENCE, daemon};
 use reqwest::StatusCode;
 use shoal::api::Replica;
@@ -143,4 +144,47 @@ async fn on_demand_nothing_is_brought() {
     author.kill();
     assert_eq!(reader.pull("library/app", "1").await.unwrap(), image(1));
     assert_ne!(status_of(&reader, 7).await, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_domain_is_followed_to_where_its_owner_points_it() {
+    let (a, b) = (daemon().start(), daemon().start());
+    let (first, second, third) = (Image::small(5001), Image::small(5002), Image::small(5003));
+    a.push("library/app", "1", &first).await;
+    b.push("library/app", "1", &second).await;
+    let name = |of: &str| link("_dnslink.registry.example", of.to_owned());
+    // By another domain, as after a change of the owner's.
+    let names = NameServer::start([
+        name("/ipns/team.example"),
+        link("_dnslink.team.example", format!("/ipns/{}", a.ipns)),
+    ]);
+    let reader = daemon().knows(&a).knows(&b).reads("registry.example").read_only();
+    let reader = reader.env("REGISTRY_STORAGE_IPFS_NAMESERVER", &names.address).start();
+    reader.serves("library/app", "1", &first).await;
+    a.push("library/app", "1", &third).await;
+    reader.serves("library/app", "1", &third).await;
+    assert_eq!(reader.status().readonly[0].name, "registry.example");
+
+    names.set(name(&format!("/ipns/{}", b.ipns)));
+    let reader = reader.kill_and_restart();
+    reader.serves("library/app", "1", &second).await;
+    let root = b.status().own.unwrap().root;
+    names.set(name(&format!("/ipfs/{root}/docker")));
+    let reader = reader.kill_and_restart();
+    reader.logs("the root of a published tree is expected").await;
+    reader.serves("library/app", "1", &second).await;
+    names.set(name(&format!("/ipfs/{root}")));
+    let reader = reader.kill_and_restart();
+    reader.logs("the domain leads here").await;
+    reader.serves("library/app", "1", &second).await;
+
+    drop((a, b, names));
+    let reader = reader.kill_and_restart();
+    assert_eq!(reader.pull("library/app", "1").await.unwrap(), second, "without a name server too");
+    let says = |reader: &Daemon| reader.status().readonly.swap_remove(0).error;
+    let begun = Instant::now();
+    while !says(&reader).is_some_and(|error| error.contains("no name server answered for registry.example")) {
+        assert!(begun.elapsed() < PATIENCE, "{:?}\n{}", says(&reader), reader.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

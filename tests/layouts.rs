@@ -4,11 +4,7 @@
 
 mod common;
 
-use std::collections::HashMap;
-use std::net::UdpSocket;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
@@ -16,6 +12,7 @@ use axum::http::StatusCode as AxumStatus;
 use axum::routing::post;
 use axum::{Json, Router};
 use common::files::*;
+use common::name_server::{NameServer, link};
 use common::{Daemon, IMAGE_MANIFEST, Image, daemon};
 use multibase::Base;
 use reqwest::StatusCode;
@@ -244,64 +241,6 @@ async fn what_cannot_be_is_told_and_what_cannot_be_had_is_no_miss() {
     assert_eq!(refusal(&b, &format!("ipfs/{cid}/tags/list")).await.0, status);
 }
 
-/// A name server that knows these TXT records; of `broken.example` it says that it failed.
-struct NameServer {
-    address: String,
-    stop: Arc<AtomicBool>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl NameServer {
-    fn start(records: HashMap<String, String>) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let (address, stop) = (socket.local_addr().unwrap().to_string(), Arc::<AtomicBool>::default());
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let mut query = [0; 1500];
-            while !stopped.load(Ordering::Relaxed) {
-                if let Ok((length, from)) = socket.recv_from(&mut query) {
-                    socket.send_to(&dns_answer(&query[..length], &records), from).unwrap();
-                }
-            }
-        });
-        Self { address, stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for NameServer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
-    }
-}
-
-/// RFC 1035, section 4.
-fn dns_answer(query: &[u8], records: &HashMap<String, String>) -> Vec<u8> {
-    let (mut at, mut labels) = (12, Vec::new());
-    while query[at] != 0 {
-        let end = at + 1 + usize::from(query[at]);
-        labels.push(String::from_utf8(query[at + 1..end].to_ascii_lowercase()).unwrap());
-        at = end;
-    }
-    let name = labels.join(".");
-    let (text, code) = match records.get(&name) {
-        Some(text) => (Some(text), 0),
-        None if name.ends_with("broken.example") => (None, 2),
-        None => (None, 3),
-    };
-    let mut answer = query[..2].to_vec();
-    answer.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(text.is_some()), 0, 0, 0, 0]);
-    answer.extend(&query[12..at + 5]);
-    if let Some(text) = text {
-        answer.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60]);
-        answer.extend(u16::try_from(text.len() + 1).unwrap().to_be_bytes());
-        answer.push(u8::try_from(text.len()).unwrap());
-        answer.extend(text.as_bytes());
-    }
-    answer
-}
-
 #[tokio::test]
 async fn a_domain_leads_on_by_dnslink() {
     let (a, image) = (daemon().start(), Image::small(10));
@@ -309,16 +248,15 @@ async fn a_domain_leads_on_by_dnslink() {
     let folder = layout_of(&image);
     let cid = add(&a, folder.path());
     let root = a.status().own.unwrap().root;
-    let record = |name: &str, path: String| (name.to_owned(), format!("dnslink={path}"));
-    let names = NameServer::start(HashMap::from([
-        record("_dnslink.layout.example", format!("/ipfs/{cid}")),
-        record("_dnslink.registry.example", format!("/ipfs/{root}/")),
+    let names = NameServer::start([
+        link("_dnslink.layout.example", format!("/ipfs/{cid}")),
+        link("_dnslink.registry.example", format!("/ipfs/{root}/")),
         // One name leads to the next; the old place of the record counts too.
-        record("named.example", format!("/ipns/{}", a.ipns)),
-        record("_dnslink.other.example", "/ipns/layout.example".to_owned()),
-        record("_dnslink.round.example", "/ipns/round.example".to_owned()),
-        record("_dnslink.odd.example", "/swarm/x".to_owned()),
-    ]));
+        link("named.example", format!("/ipns/{}", a.ipns)),
+        link("_dnslink.other.example", "/ipns/layout.example".to_owned()),
+        link("_dnslink.round.example", "/ipns/round.example".to_owned()),
+        link("_dnslink.odd.example", "/swarm/x".to_owned()),
+    ]);
     let b = daemon().knows(&a).read_only().env("REGISTRY_STORAGE_IPFS_NAMESERVER", &names.address).start();
     b.serves("ipns/layout.example", "1", &image).await;
     assert_eq!(b.pull("ipns/other.example", "1").await.unwrap(), image);

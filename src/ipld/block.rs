@@ -58,6 +58,12 @@ impl Block {
             .then(|| Self { cid: *cid, bytes: Bytes::copy_from_slice(cid.hash().digest()) })
     }
 
+    /// The block that a CID tells without anybody being asked: the one that it carries in itself, or the one of no bytes.
+    /// Kubo never answers a want for the latter.
+    pub fn known(cid: &Cid) -> Option<Self> {
+        Self::inline(cid).or_else(|| Self::verify(*cid, Bytes::new()).ok())
+    }
+
     /// Names `bytes` by CIDv1, sha2-256 and `codec`.
     pub fn encode(codec: u64, bytes: Bytes) -> Self {
         Self { cid: Cid::new_v1(codec, Code::Sha2_256.digest(&bytes)), bytes }
@@ -122,6 +128,17 @@ mod tests {
         assert_eq!(block.bytes().as_ref(), b"tiny");
         assert!(Block::verify(cid, Bytes::from_static(b"tiny")).is_ok());
         assert!(Block::verify(cid, Bytes::from_static(b"tinY")).is_err());
+    }
+
+    #[test]
+    fn the_block_of_no_bytes_is_known_by_its_cid() {
+        for codec in [RAW, DAG_PB] {
+            let empty = Block::encode(codec, Bytes::new());
+            assert_eq!(Block::known(empty.cid()).unwrap(), empty);
+        }
+        assert_eq!(Block::known(Block::encode(RAW, Bytes::from_static(b"x")).cid()), None);
+        let strange = Cid::new_v1(RAW, Multihash::wrap(0x13_37, &[1; 32]).unwrap());
+        assert_eq!(Block::known(&strange), None);
     }
 
     #[test]

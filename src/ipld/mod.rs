@@ -13,4 +13,4 @@ pub mod unixfs;
 pub use block::{Block, BlockError, Multihash};
 pub use cid::Cid;
 pub use ipns::parse_cid;
-pub use path::{Domain, IpfsPath, Pointer};
+pub use path::{Domain, IpfsPath, Pointer, TreeName};

@@ -28,6 +28,14 @@ pub enum Pointer {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Domain(String);
 
+/// What a published tree is known by.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum TreeName {
+    Key(IpnsName),
+    /// DNSLink says where it leads.
+    Domain(Domain),
+}
+
 /// A pointer and the names of directories and files below it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IpfsPath {
@@ -104,6 +112,12 @@ impl Pointer {
     }
 }
 
+impl From<IpnsName> for TreeName {
+    fn from(name: IpnsName) -> Self {
+        Self::Key(name)
+    }
+}
+
 impl IpfsPath {
     /// The path to what lies at `below` under this one.
     pub fn join(&self, below: &str) -> String {
@@ -130,6 +144,21 @@ impl fmt::Display for Domain {
 impl fmt::Debug for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for TreeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(name) => fmt::Display::fmt(name, f),
+            Self::Domain(domain) => fmt::Display::fmt(domain, f),
+        }
+    }
+}
+
+impl fmt::Debug for TreeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

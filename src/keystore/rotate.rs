@@ -13,9 +13,12 @@ const ASIDE_MAX: usize = 1000;
 
 impl Keystore {
     /// The key that is to take the place of the one of that name, under `NAME.next`: the one of a rotation that was begun,
-    /// else a new one, as Ed25519.
-    pub fn successor(&self, name: &str) -> Result<Keypair, KeystoreError> {
-        Ok(self.get_or_generate(&next(name))?.0)
+    /// else a new one, as Ed25519. `None`: what is published under `ipns` has its key elsewhere, and nothing is made.
+    pub fn successor(&self, name: &str, ipns: &IpnsName) -> Result<Option<Keypair>, KeystoreError> {
+        match self.get(name)? {
+            Some(key) if ipns_name(&key) == *ipns => Ok(Some(self.get_or_generate(&next(name))?.0)),
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// Puts the key of that name aside, under `NAME-old` or `NAME-old-2` and so on, and its successor in its place. Returns
@@ -83,14 +86,17 @@ mod tests {
         let keystore = Keystore::open(root.path()).unwrap();
         let first = keystore.generate("team", KeyKind::Ed25519).unwrap();
         assert!(keystore.rotate("team").is_err(), "without a successor nothing happens");
-        let second = keystore.successor("team").unwrap();
-        assert_eq!(keystore.successor("team").unwrap().public(), second.public(), "begun, and gone on with");
+        let successor = |of: &Keypair| keystore.successor("team", &ipns_name(of)).unwrap();
+        assert!(successor(&Keypair::generate_ed25519()).is_none(), "the key is elsewhere");
+        assert_eq!(names(&keystore), ["team"]);
+        let second = successor(&first).unwrap();
+        assert_eq!(successor(&first).unwrap().public(), second.public(), "begun, and gone on with");
         assert_eq!(keystore.rotate("team").unwrap(), "team-old");
         assert_eq!(names(&keystore), ["team", "team-old"]);
         let key = |name: &str| keystore.get(name).unwrap().unwrap().public();
         assert_eq!((key("team"), key("team-old")), (second.public(), first.public()));
 
-        let third = keystore.successor("team").unwrap();
+        let third = successor(&second).unwrap();
         assert_eq!(keystore.rotate("team").unwrap(), "team-old-2");
         assert_eq!(
             (key("team"), key("team-old"), key("team-old-2")),
@@ -103,7 +109,7 @@ mod tests {
         let root = TempDir::new().unwrap();
         let keystore = Keystore::open(root.path()).unwrap();
         let first = keystore.generate("team", KeyKind::Ed25519).unwrap();
-        let second = keystore.successor("team").unwrap();
+        let second = keystore.successor("team", &ipns_name(&first)).unwrap().unwrap();
         // It ended between the two steps.
         fs::hard_link(keystore.path("team").unwrap(), keystore.path("team-old").unwrap()).unwrap();
         let elsewhere = ipns_name(&first);

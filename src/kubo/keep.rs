@@ -63,9 +63,13 @@ impl KuboClient {
         if pins.contains(root) || self.is_pinned(root).await? {
             return Ok(());
         }
+        if self.pin_what_is_there(label, root, pins.last()).await? {
+            tracing::debug!(%root, "pinned in Kubo, which had it");
+            return Ok(());
+        }
         if let Some(base) = pins.last() {
             let sent = self.send_difference(root, Some(*base)).await?;
-            match self.pin_update(base, root).await {
+            match self.pin_update(base, root, false).await {
                 Ok(()) => {
                     tracing::debug!(%root, blocks = sent.blocks, "sent to Kubo, and pinned there");
                     return Ok(());
@@ -115,10 +119,36 @@ impl KuboClient {
         }
     }
 
-    /// Pins a root by what it has besides a pinned one; the label goes along.
-    async fn pin_update(&self, base: &Cid, root: &Cid) -> Result<(), KuboError> {
+    /// Pins a root that came by Kubo itself, so that nothing need be sent. `false`: it does not have all of it.
+    async fn pin_what_is_there(
+        &self,
+        label: &str,
+        root: &Cid,
+        base: Option<&Cid>,
+    ) -> Result<bool, KuboError> {
+        if self.block(root, true).await.is_err() {
+            return Ok(false);
+        }
+        let pinned = match base {
+            Some(base) => self.pin_update(base, root, true).await,
+            None => self.pin_add(label, root, true).await,
+        };
+        match pinned {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_away() => Err(error),
+            Err(error) => {
+                tracing::debug!(%root, %error, "Kubo does not have all of it");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Pins a root by what it has besides a pinned one; the label goes along. `is_whole`: see [`KuboClient::pin_add`].
+    async fn pin_update(&self, base: &Cid, root: &Cid, is_whole: bool) -> Result<(), KuboError> {
         let (base, root) = (base.to_string(), root.to_string());
-        let query = [("arg", base.as_str()), ("arg", root.as_str()), ("unpin", "false")];
+        let offline = if is_whole { "true" } else { "false" };
+        let query =
+            [("arg", base.as_str()), ("arg", root.as_str()), ("unpin", "false"), ("offline", offline)];
         let call = Call { patience: PIN_DIFFERENCE_TIMEOUT, ..quick("pin/update", &query) };
         self.0.rpc.bytes(call).await.map(drop)
     }

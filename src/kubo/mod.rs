@@ -69,6 +69,11 @@ pub enum KuboError {
     )]
     Unreachable { api: String, reason: String },
     #[error(
+        "the Kubo at {api} shows a certificate that is not trusted ({reason}): name a file with its authority in \
+         storage.ipfs.ipfsapica"
+    )]
+    Untrusted { api: String, reason: String },
+    #[error(
         "the Kubo at {api} does not let us in (status {status} for {command}): set storage.ipfs.ipfsapiauth as its \
          API.Authorizations has it, with /api/v0 among the AllowedPaths"
     )]
@@ -93,7 +98,7 @@ pub enum KuboError {
 impl KuboError {
     /// Whether nothing was done since it is not there, or does not let us in.
     fn is_away(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Forbidden { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Untrusted { .. } | Self::Forbidden { .. })
     }
 
     /// Kubo tells causes apart by its text alone.
@@ -328,6 +333,9 @@ impl KuboClient {
 #[async_trait]
 impl Ipfs for KuboClient {
     async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
+        if let Some(block) = Block::known(&want.cid) {
+            return Ok(block);
+        }
         // Never closed.
         let _slot = self.0.fetches.acquire().await.map_err(|_| IpfsError::Closed)?;
         self.block(&want.cid, false).await

@@ -24,6 +24,8 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Shown of one, in characters.
 const MESSAGE_CHARS_MAX: usize = 300;
+/// How rustls begins to say that it does not trust who answers.
+const CERTIFICATE_REFUSED: &str = "invalid peer certificate";
 /// The trailer that an answer fails with which began well.
 const STREAM_ERROR: &str = "x-stream-error";
 
@@ -138,7 +140,10 @@ impl Rpc {
 
     async fn exchange(&self, call: Call<'_>, body: Option<(String, Body)>) -> Result<Bytes, KuboError> {
         let Call { command, query, patience, bytes_max } = call;
-        let unreachable = |reason: String| KuboError::Unreachable { api: self.api.clone(), reason };
+        let unreachable = |reason: String| match reason.contains(CERTIFICATE_REFUSED) {
+            true => KuboError::Untrusted { api: self.api.clone(), reason },
+            false => KuboError::Unreachable { api: self.api.clone(), reason },
+        };
         let mut url = self.base.join(command).map_err(|error| unreachable(error.to_string()))?;
         url.query_pairs_mut().extend_pairs(query).append_pair("timeout", &format!("{}s", patience.as_secs()));
         let mut request = Request::new(reqwest::Method::POST, url);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Origin, PublishError};
 use crate::dag::DagError;
 use crate::ipfs::IpfsError;
-use crate::ipld::ipns::IpnsName;
+use crate::ipld::TreeName;
 use crate::naming::NamingError;
 use crate::oci::image_layout::LayoutError;
 use crate::oci::manifest::ManifestError;
@@ -62,7 +62,7 @@ pub enum MirrorError {
     },
     /// A followed name that nobody has told the root of yet: what lies below is unknown, not absent.
     #[error("ipns name {0} is not resolved yet: is one of its readers, or its author, among the peers?")]
-    Unresolved(IpnsName),
+    Unresolved(TreeName),
     /// A tree that is not what distribution would have written.
     #[error("{path} {what}")]
     Tree { path: String, what: &'static str },

@@ -8,7 +8,7 @@ use cid::Cid;
 
 use super::pull_through::Found;
 use crate::ipfs::Peer;
-use crate::ipld::ipns::IpnsName;
+use crate::ipld::TreeName;
 use crate::oci::{Digest, Host, RepoName};
 use crate::store::IndexEntry;
 
@@ -18,7 +18,7 @@ pub enum Origin {
     /// Under the own root.
     Own,
     /// Under the root of a name that is followed.
-    Readonly(IpnsName),
+    Readonly(TreeName),
     /// Below a CID that the repository names, or the name leads to.
     Ipfs(Cid),
     /// Among what was pulled through before.

@@ -28,7 +28,7 @@ impl Source<'_> {
     fn origin(&self) -> Origin {
         match self {
             Self::Own(_) => Origin::Own,
-            Self::Readonly(follow) => Origin::Readonly(follow.name),
+            Self::Readonly(follow) => Origin::Readonly(follow.name.clone()),
         }
     }
 

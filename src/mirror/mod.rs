@@ -9,7 +9,9 @@ mod elsewhere;
 mod error;
 mod found;
 mod gc;
+mod kept_follow;
 mod leases;
+mod link;
 mod listing;
 mod lookup;
 mod mesh;
@@ -43,9 +45,8 @@ use moka::sync::Cache;
 
 use crate::config::{FollowMode, Validation};
 use crate::dag::{Tree, archive};
-use crate::ipld::Block;
 use crate::ipld::car::Scope;
-use crate::ipld::ipns::IpnsName;
+use crate::ipld::{Block, TreeName};
 use crate::naming::Naming;
 use crate::oci::{Algorithm, Digest, Reference, RepoName, storage as layout};
 
@@ -81,7 +82,7 @@ pub struct MirrorConfig {
     /// The key of the own tree; `None` for a read-only daemon.
     pub signer: Option<Signer>,
     /// The names to read from, in the order they are asked, and what is brought here of each.
-    pub readonly: Vec<(IpnsName, FollowMode)>,
+    pub readonly: Vec<(TreeName, FollowMode)>,
     /// Bytes of the store above which no further blob of a name is brought; `None`: no limit.
     pub follow_quota_bytes: Option<u64>,
     /// Uploads that may be open at once.

@@ -42,6 +42,8 @@ const PULLS_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct ReplicaStatus {
     /// All that is to be here of the root that is served is here.
     pub is_whole: bool,
+    /// The newest root of which that holds.
+    pub whole: Option<Cid>,
     /// Blobs of the root, and how many of them are here; 0 unless all are brought.
     pub blobs: usize,
     pub blobs_held: usize,
@@ -108,8 +110,9 @@ pub(super) async fn run(
 
 /// The root that was here whole before this run, if that is as much as is to be brought now and it has not gone since.
 async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
-    let (state, name) = (follow.state().clone(), follow.name);
-    let row = off_thread(move || state.replica(&name)).await;
+    let (state, name) = (follow.state().clone(), follow.name.clone());
+    let key = name.clone();
+    let row = off_thread(move || state.replica(&key)).await;
     let row = row
         .inspect_err(|error| tracing::error!(ipns = %name, error = %chain(error), "it is not known what is here of a name"))
         .ok()??;
@@ -117,6 +120,7 @@ async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
         return None;
     }
     mirror.tree.blocks().get(&row.root).await.ok()??;
+    follow.replica().send_modify(|status| status.whole = Some(row.root));
     if follow.serving().borrow().root == Some(row.root) {
         let blobs = row.blobs.filter(|_| follow.mode == FollowMode::All).unwrap_or_default();
         follow.replica().send_modify(|status| {
@@ -128,10 +132,10 @@ async fn recall(mirror: &Inner, follow: &Follow) -> Option<Cid> {
 
 /// Losing it costs a walk at the next start.
 async fn remember(replica: &Replica<'_>) {
-    let (state, name) = (replica.follow.state().clone(), replica.follow.name);
+    let (state, name) = (replica.follow.state().clone(), &replica.follow.name);
     let blobs = (replica.follow.mode == FollowMode::All).then_some(replica.follow.replica().borrow().blobs);
-    let row = ReplicaRow { root: replica.root, blobs };
-    if let Err(error) = off_thread(move || state.set_replica(&name, &row)).await {
+    let (row, key) = (ReplicaRow { root: replica.root, blobs }, name.clone());
+    if let Err(error) = off_thread(move || state.set_replica(&key, &row)).await {
         tracing::error!(ipns = %name, error = %chain(&error), "cannot remember on disk what is here of a name");
     }
 }
@@ -144,6 +148,7 @@ fn note(status: &watch::Sender<ReplicaStatus>, replica: &Replica<'_>, error: Opt
     }
     status.send_modify(|status| {
         status.is_whole = text.is_none();
+        status.whole = status.is_whole.then_some(*root).or(status.whole);
         status.error = text;
     });
 }

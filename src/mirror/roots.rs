@@ -18,14 +18,17 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::link::start_of;
 use super::replicate::ReplicaStatus;
-use super::trail::{Trail, TrailError};
+use super::trail::{Start, Trail, TrailError};
 use super::{Age, MirrorError, chain};
 use crate::config::FollowMode;
 use crate::dag::{DagError, Tree};
-use crate::ipfs::{Ipfs, IpfsError, Want};
+use crate::ipfs::{Ipfs, Want};
+use crate::ipld::TreeName;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
-use crate::store::{Followed, State, off_thread};
+use crate::naming::Naming;
+use crate::store::{State, off_thread};
 use crate::tasks::{Tasks, jittered};
 
 /// How often the network is asked for a newer record, besides being told of one: when the TTL of the one at hand is over,
@@ -33,6 +36,8 @@ use crate::tasks::{Tasks, jittered};
 const POLL_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// … or after this long, while there is no record, or its root is not served.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is asked where a domain leads: DNSLink has no word of its own on that.
+const LINK_TTL: Duration = Duration::from_secs(60);
 /// How often the newest record is put again, so that it outlives its author: give or take a quarter.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4 * 3600);
 /// How long a look-up waits for the first root of a name.
@@ -49,6 +54,7 @@ const PUTS_AT_ONCE: usize = 4;
 #[derive(Clone)]
 pub(super) struct Following {
     pub(super) ipfs: Arc<dyn Ipfs>,
+    naming: Naming,
     pub(super) tree: Tree,
     pub(super) state: State,
     puts: Arc<Semaphore>,
@@ -57,8 +63,14 @@ pub(super) struct Following {
 
 impl Following {
     /// `now`: the clock by which records expire.
-    pub(super) fn new(ipfs: Arc<dyn Ipfs>, tree: Tree, state: State, now: fn() -> Timestamp) -> Self {
-        Self { ipfs, tree, state, puts: Arc::new(Semaphore::new(PUTS_AT_ONCE)), now }
+    pub(super) fn new(
+        ipfs: Arc<dyn Ipfs>,
+        naming: Naming,
+        tree: Tree,
+        state: State,
+        now: fn() -> Timestamp,
+    ) -> Self {
+        Self { ipfs, naming, tree, state, puts: Arc::new(Semaphore::new(PUTS_AT_ONCE)), now }
     }
 }
 
@@ -73,7 +85,7 @@ pub(super) struct Serving {
 /// What `status` tells of a name.
 #[derive(Clone, Debug)]
 pub struct FollowedStatus {
-    pub name: IpnsName,
+    pub name: TreeName,
     pub root: Option<Cid>,
     pub sequence: Option<u64>,
     pub valid_until: Option<Timestamp>,
@@ -93,7 +105,7 @@ pub struct FollowedStatus {
 /// A name that is followed. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Follow {
-    pub(super) name: IpnsName,
+    pub(super) name: TreeName,
     pub(super) mode: FollowMode,
     state: State,
     serving: watch::Receiver<Serving>,
@@ -106,21 +118,21 @@ impl Follow {
     pub(super) async fn start(
         tasks: &Tasks,
         following: Following,
-        (name, mode): (IpnsName, FollowMode),
+        (name, mode): (TreeName, FollowMode),
         updates: broadcast::Receiver<IpnsRecord>,
     ) -> Result<Self, MirrorError> {
         let row = {
-            let state = following.state.clone();
+            let (state, name) = (following.state.clone(), name.clone());
             off_thread(move || state.followed(&name)).await?
         };
         let root = row.as_ref().and_then(|row| row.root);
         let trail = match &row {
-            Some(row) => Trail::load(name, &row.record, &row.moved),
-            None => Trail::new(name),
+            Some(row) => Trail::load(&name, row),
+            None => Trail::new(Start::from(&name)),
         };
         let serving = watch::Sender::new(Serving { root, previous: None });
         let status = watch::Sender::new(FollowedStatus {
-            name,
+            name: name.clone(),
             root,
             sequence: None,
             valid_until: None,
@@ -133,15 +145,24 @@ impl Follow {
             replica: ReplicaStatus::default(),
         });
         let follow = Self {
-            name,
+            name: name.clone(),
             mode,
             state: following.state.clone(),
             serving: serving.subscribe(),
             replica: Arc::default(),
             status: status.subscribe(),
         };
-        let mut follower =
-            Follower { following, name, mode, trail, confirmed_at: None, taken_at: None, serving, status };
+        let mut follower = Follower {
+            following,
+            name,
+            mode,
+            trail,
+            linked_at: None,
+            confirmed_at: None,
+            taken_at: None,
+            serving,
+            status,
+        };
         follower.tell();
         tasks.spawn("follow", |stop| follower.run(updates, stop));
         Ok(follow)
@@ -155,7 +176,7 @@ impl Follow {
         let serving = match tokio::time::timeout(FIRST_ROOT_TIMEOUT, known).await {
             Ok(Ok(serving)) => serving.clone(),
             Ok(Err(_)) => return Err(MirrorError::Closed),
-            Err(_) => return Err(MirrorError::Unresolved(self.name)),
+            Err(_) => return Err(MirrorError::Unresolved(self.name.clone())),
         };
         Ok(serving.root.into_iter().chain(serving.previous).collect())
     }
@@ -195,17 +216,27 @@ impl Follow {
 
 struct Follower {
     following: Following,
-    name: IpnsName,
+    name: TreeName,
     mode: FollowMode,
     trail: Trail,
+    /// When it was last said where the domain leads.
+    linked_at: Option<Instant>,
     confirmed_at: Option<Instant>,
     taken_at: Option<Instant>,
     serving: watch::Sender<Serving>,
     status: watch::Sender<FollowedStatus>,
 }
 
-/// What the network said of the names on a trail, as far as it was asked.
-type Answer = (Vec<IpnsRecord>, Option<IpfsError>);
+/// What was said of the names on a trail, as far as somebody was asked.
+#[derive(Default)]
+struct Answer {
+    /// Where the domain leads.
+    start: Option<Start>,
+    records: Vec<IpnsRecord>,
+    /// The first failures: chains of causes.
+    link_error: Option<String>,
+    error: Option<String>,
+}
 
 impl Follower {
     async fn run(mut self, mut updates: broadcast::Receiver<IpnsRecord>, stop: CancellationToken) {
@@ -218,7 +249,7 @@ impl Follower {
                 () = stop.cancelled() => return,
                 told = updates.recv() => match told {
                     Ok(record) if self.trail.has(record.name()) => {
-                        self.consider(vec![record]).await;
+                        self.consider(None, vec![record]).await;
                         // What it leads on to is asked for at once.
                         let is_known = self.trail.missing().is_none();
                         asking = self.ask_after(if is_known { self.poll_pause() } else { Duration::ZERO });
@@ -226,13 +257,16 @@ impl Follower {
                     Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => (),
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
-                (found, error) = &mut asking => {
-                    self.on_answer(found, error).await;
+                answer = &mut asking => {
+                    self.on_answer(answer).await;
                     asking = self.ask_after(self.poll_pause());
                 }
                 () = &mut put_again => {
                     putting.push(self.put_again());
-                    put_again.as_mut().reset(tokio::time::Instant::now() + jittered(KEEP_ALIVE_INTERVAL));
+                    // The first that is known is put soon: its author may be gone by the next time.
+                    let is_known = self.trail.first().is_some();
+                    let pause = if is_known { KEEP_ALIVE_INTERVAL } else { RETRY_PAUSE };
+                    put_again.as_mut().reset(tokio::time::Instant::now() + jittered(pause));
                 }
                 Some(()) = putting.next() => (),
             }
@@ -244,10 +278,10 @@ impl Follower {
     fn poll_pause(&self) -> Duration {
         let served = self.serving.borrow().root;
         let pause = match self.trail.last() {
-            Some(record) if self.trail.root().ok() == served && self.status.borrow().error.is_none() => {
-                record.ttl().clamp(POLL_PAUSE.0, POLL_PAUSE.1)
-            }
-            _ => RETRY_PAUSE,
+            _ if self.trail.root().ok() != served || self.status.borrow().error.is_some() => RETRY_PAUSE,
+            Some(record) => record.ttl().clamp(POLL_PAUSE.0, POLL_PAUSE.1),
+            None if served.is_some() => LINK_TTL,
+            None => RETRY_PAUSE,
         };
         jittered(pause)
     }
@@ -255,49 +289,68 @@ impl Follower {
     /// Asks the network for the newest records. Apart from the rest, since that may take a while, and one that is told of
     /// meanwhile need not wait.
     fn ask_after(&self, pause: Duration) -> BoxFuture<'static, Answer> {
-        let (ipfs, mut trail, now) = (self.following.ipfs.clone(), self.trail.clone(), self.following.now);
+        let (following, mut trail) = (self.following.clone(), self.trail.clone());
+        let (name, linked_at) = (self.name.clone(), self.linked_at);
         async move {
             tokio::time::sleep(pause).await;
-            let (mut found, mut error, mut at) = (Vec::new(), None, 0);
+            let (mut answer, mut at) = (Answer::default(), 0);
+            if let TreeName::Domain(domain) = name
+                && linked_at.is_none_or(|at| at.elapsed() >= LINK_TTL)
+            {
+                match start_of(&following.naming, &domain).await {
+                    Ok(start) => {
+                        trail.begin(start);
+                        answer.start = Some(start);
+                    }
+                    Err(error) => answer.link_error = Some(chain(&error)),
+                }
+            }
             while let Some(name) = trail.name_at(at) {
-                match ipfs.resolve(&name).await {
-                    Ok(record) if record.check_validity(now()).is_ok() => {
+                match following.ipfs.resolve(&name).await {
+                    Ok(record) if record.check_validity((following.now)()).is_ok() => {
                         trail.take(record.clone());
-                        found.push(record);
+                        answer.records.push(record);
                     }
                     Ok(_) => (),
                     // The record of a name that was given up may be lost; what it led to is known.
-                    Err(cause) => drop(error.get_or_insert(cause)),
+                    Err(cause) => drop(answer.error.get_or_insert_with(|| chain(&cause))),
                 }
                 at += 1;
             }
-            (found, error)
+            answer
         }
         .boxed()
     }
 
     /// Takes the answer over, or tries again to fetch a root that could not be had the last time.
-    async fn on_answer(&mut self, found: Vec<IpnsRecord>, error: Option<IpfsError>) {
-        let is_end_known = found.last().is_some_and(|record| record.root().is_some());
-        self.consider(found).await;
-        if let Some(error) = error.filter(|_| !is_end_known) {
-            self.note_failure(&error);
+    async fn on_answer(&mut self, answer: Answer) {
+        let Answer { start, records, link_error, error } = answer;
+        let is_end_known = records.last().is_some_and(|record| record.root().is_some());
+        self.consider(start, records).await;
+        if let Some(error) = link_error.or(error.filter(|_| !is_end_known)) {
+            self.note_failure(error);
         }
     }
 
     /// Without a root somebody waits for the answer: say what is wrong. With one it is worth a debug line only.
-    fn note_failure(&self, error: &IpfsError) {
-        let error = chain(error);
+    fn note_failure(&self, error: String) {
         if self.serving.borrow().root.is_none() {
-            tracing::info!(ipns = %self.name, %error, "not resolved yet");
+            tracing::info!(ipns = %self.name, error, "not resolved yet");
         } else {
-            tracing::debug!(ipns = %self.name, %error, "not confirmed");
+            tracing::debug!(ipns = %self.name, error, "not confirmed");
         }
         self.status.send_modify(|status| status.error = Some(error));
     }
 
-    async fn consider(&mut self, records: Vec<IpnsRecord>) {
+    async fn consider(&mut self, start: Option<Start>, records: Vec<IpnsRecord>) {
         let mut is_news = false;
+        if let Some(start) = start {
+            self.linked_at = Some(Instant::now());
+            is_news = self.trail.begin(start);
+            if is_news {
+                tracing::info!(domain = %self.name, ?start, "the domain leads here");
+            }
+        }
         for record in records {
             if let Err(error) = record.check_validity((self.following.now)()) {
                 tracing::debug!(ipns = %self.name, %error, "record ignored");
@@ -314,14 +367,14 @@ impl Follower {
             self.follow_moved().await;
             self.save().await;
         }
-        if self.trail.first().is_some() {
-            self.serve().await;
-        }
+        self.serve().await;
     }
 
     /// Has the network tell of the names that this one leads to.
     async fn follow_moved(&self) {
-        for at in 1..=self.trail.records().len() {
+        // The name that is followed is known to it.
+        let first = usize::from(matches!(self.name, TreeName::Key(_)));
+        for at in first..=self.trail.records().len() {
             if let Some(name) = self.trail.name_at(at) {
                 self.following.ipfs.follow(&name).await;
             }
@@ -333,7 +386,7 @@ impl Follower {
         let root = match self.trail.root() {
             Ok(root) => root,
             // It is asked for next.
-            Err(TrailError::Unknown(_)) => return,
+            Err(TrailError::Unknown(_) | TrailError::Unlinked) => return,
             Err(error) => {
                 self.status.send_modify(|status| status.error = Some(error.to_string()));
                 return;
@@ -390,10 +443,9 @@ impl Follower {
     }
 
     async fn save(&self) {
-        let Some(record) = self.trail.first() else { return };
-        let (moved, root) = (self.trail.moved(), self.serving.borrow().root);
-        let row = Followed { record: record.bytes().to_vec(), moved, root };
-        let (state, name) = (self.following.state.clone(), self.name);
+        let served = self.serving.borrow().root;
+        let Some(row) = self.trail.row(&self.name, served) else { return };
+        let (state, name) = (self.following.state.clone(), self.name.clone());
         if let Err(error) = off_thread(move || state.set_followed(&name, &row)).await {
             tracing::error!(ipns = %self.name, error = %chain(&error), "cannot remember the root on disk");
         }
@@ -421,7 +473,9 @@ impl Follower {
         let expired_for = expired
             .map(|record| Duration::try_from(now.duration_since(record.valid_until())).unwrap_or_default())
             .max();
-        let moved_to = self.trail.moved_to();
+        // Where a domain leads is its owner's to say.
+        let is_key = matches!(self.name, TreeName::Key(_));
+        let moved_to = self.trail.moved_to().filter(|_| is_key);
         let before = self.status.borrow().clone();
         if let (Some(_), None) = (expired_for, before.expired_for) {
             tracing::warn!(ipns = %self.name, "the record of this name has expired, and its author has signed no newer one: what was last known is served on");

@@ -16,7 +16,7 @@ use super::pull_through::PullThrough;
 use super::roots::{Follow, Following};
 use super::upload::Uploads;
 use super::verify::Proven;
-use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce, replicate};
+use super::{Inner, Manifest, Mirror, MirrorConfig, MirrorError, Own, announce, kept_follow, replicate};
 use crate::config::{FollowMode, Validation};
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, Nowhere};
@@ -82,10 +82,11 @@ impl Mirror {
             }
             None => None,
         };
-        let following = Following::new(ipfs.clone(), tree.clone(), state.clone(), Timestamp::now);
+        let following =
+            Following::new(ipfs.clone(), config.naming.clone(), tree.clone(), state.clone(), Timestamp::now);
         let mut follows = Vec::with_capacity(config.readonly.len());
         for name in &config.readonly {
-            follows.push(Follow::start(tasks, following.clone(), *name, updates.subscribe()).await?);
+            follows.push(Follow::start(tasks, following.clone(), name.clone(), updates.subscribe()).await?);
         }
         let uploads =
             Uploads::open(blocks, store.uploads().clone(), config.uploads_max, config.upload_idle_timeout)
@@ -95,7 +96,7 @@ impl Mirror {
             None => None,
         };
         let elsewhere = Elsewhere::open(ipfs.clone(), config.naming, state.clone()).await?;
-        let (kept, changed) = (elsewhere.kept.clone(), elsewhere.changed.clone());
+        let (kept, changed, keeper) = (elsewhere.kept.clone(), elsewhere.changed.clone(), ipfs.clone());
         tasks.spawn("layouts", |stop| held::run(kept, ipfs, changed, stop));
         let MirrorConfig { delete_enabled, validation, follow_quota_bytes, .. } = config;
         let elsewhere = Some(elsewhere);
@@ -114,6 +115,10 @@ impl Mirror {
         for follow in inner.follows.iter().filter(|follow| follow.mode != FollowMode::None) {
             let (inner, follow) = (inner.clone(), follow.clone());
             tasks.spawn("replicate", |stop| replicate::run(inner, follow, follow_quota_bytes, stop));
+        }
+        for follow in inner.follows.clone() {
+            let ipfs = keeper.clone();
+            tasks.spawn("kept-follow", |stop| kept_follow::run(follow, ipfs, stop));
         }
         Ok(Self(inner))
     }

@@ -3,22 +3,44 @@
 
 use cid::Cid;
 
+use crate::ipld::TreeName;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
-use crate::store::MovedRecord;
+use crate::store::{Followed, MovedRecord};
 
 /// Names from the one that is followed to its tree, that one included.
 const NAMES_MAX: usize = 8;
 
+/// Where a trail begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// At a domain of which it is not known where it leads.
+    Unlinked,
+    Name(IpnsName),
+    /// At a tree to which a domain leads by itself.
+    Root(Cid),
+}
+
+impl From<&TreeName> for Start {
+    fn from(name: &TreeName) -> Self {
+        match name {
+            TreeName::Key(name) => Self::Name(*name),
+            TreeName::Domain(_) => Self::Unlinked,
+        }
+    }
+}
+
 /// The newest record of a name, and of each name that it leads on to.
 #[derive(Clone, Debug)]
 pub(super) struct Trail {
-    start: IpnsName,
+    start: Start,
     records: Vec<IpnsRecord>,
 }
 
 /// Why a trail has no tree at its end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum TrailError {
+    #[error("it is not known yet where the domain leads")]
+    Unlinked,
     #[error("no record of {0} is known yet")]
     Unknown(IpnsName),
     #[error("the record points to {0}, not to /ipfs/<cid>")]
@@ -30,15 +52,22 @@ pub(super) enum TrailError {
 }
 
 impl Trail {
-    pub(super) fn new(start: IpnsName) -> Self {
+    pub(super) fn new(start: Start) -> Self {
         Self { start, records: Vec::new() }
     }
 
     /// The same from what is on disk, as far as it is usable.
-    pub(super) fn load(start: IpnsName, record: &[u8], moved: &[MovedRecord]) -> Self {
+    pub(super) fn load(of: &TreeName, row: &Followed) -> Self {
+        let moved = row.moved.iter().map(|row| (row.name, row.record.as_slice()));
+        let (start, first) = match of {
+            TreeName::Key(name) => (Start::Name(*name), Some((*name, row.record.as_slice()))),
+            TreeName::Domain(_) => {
+                let of_name = row.moved.first().map(|row| Start::Name(row.name));
+                (of_name.or(row.root.map(Start::Root)).unwrap_or(Start::Unlinked), None)
+            }
+        };
         let mut trail = Self::new(start);
-        let rows = moved.iter().map(|row| (row.name, row.record.as_slice()));
-        for (name, bytes) in std::iter::once((start, record)).chain(rows) {
+        for (name, bytes) in first.into_iter().chain(moved) {
             match IpnsRecord::decode(&name, bytes) {
                 Ok(record) => drop(trail.take(record)),
                 Err(error) => {
@@ -65,15 +94,35 @@ impl Trail {
         &self.records
     }
 
-    /// For the disk.
-    pub(super) fn moved(&self) -> Vec<MovedRecord> {
+    /// For the disk, with what is served. `None`: there is nothing to be kept.
+    pub(super) fn row(&self, of: &TreeName, root: Option<Cid>) -> Option<Followed> {
         let row = |record: &IpnsRecord| MovedRecord { name: *record.name(), record: record.bytes().to_vec() };
-        self.records.iter().skip(1).map(row).collect()
+        let (record, skipped) = match of {
+            TreeName::Key(_) => (self.first()?.bytes().to_vec(), 1),
+            TreeName::Domain(_) => (Vec::new(), 0),
+        };
+        let moved: Vec<MovedRecord> = self.records.iter().skip(skipped).map(row).collect();
+        let is_something = !record.is_empty() || !moved.is_empty() || matches!(self.start, Start::Root(_));
+        is_something.then_some(Followed { record, moved, root })
+    }
+
+    /// Begins elsewhere; what is known of the names on the way is forgotten. Whether that is news.
+    pub(super) fn begin(&mut self, start: Start) -> bool {
+        let is_news = self.start != start;
+        if is_news {
+            *self = Self::new(start);
+        }
+        is_news
     }
 
     /// The name at a place, if it is known which that is and may be asked for.
     pub(super) fn name_at(&self, at: usize) -> Option<IpnsName> {
-        let Some(before) = at.checked_sub(1) else { return Some(self.start) };
+        let Some(before) = at.checked_sub(1) else {
+            return match self.start {
+                Start::Name(name) => Some(name),
+                Start::Unlinked | Start::Root(_) => None,
+            };
+        };
         let to = self.records.get(before)?.leads_to()?;
         (at < NAMES_MAX && !self.names().take(at).any(|name| name == to)).then_some(to)
     }
@@ -116,7 +165,11 @@ impl Trail {
 
     /// The root of the tree at the end.
     pub(super) fn root(&self) -> Result<Cid, TrailError> {
-        let last = self.last().ok_or(TrailError::Unknown(self.start))?;
+        let last = match (self.start, self.last()) {
+            (Start::Root(root), _) => return Ok(root),
+            (Start::Unlinked, _) => return Err(TrailError::Unlinked),
+            (Start::Name(name), last) => last.ok_or(TrailError::Unknown(name))?,
+        };
         if let Some(root) = last.root() {
             return Ok(root);
         }
@@ -165,7 +218,7 @@ mod tests {
     #[test]
     fn a_name_that_was_given_up_leads_to_the_tree_of_the_next() {
         let keys = keys(3);
-        let mut trail = Trail::new(name(&keys[0]));
+        let mut trail = Trail::new(Start::Name(name(&keys[0])));
         assert_eq!(trail.root(), Err(TrailError::Unknown(name(&keys[0]))));
         assert!(!trail.take(tree(&keys[1], 1)), "a name that is not on the trail");
         assert!(trail.take(tree(&keys[0], 1)));
@@ -178,23 +231,45 @@ mod tests {
         assert_eq!((trail.root(), trail.moved_to()), (Ok(root()), Some(name(&keys[2]))));
         assert!(!trail.take(pointer(&keys[1], &keys[2], 6)), "an older one takes nobody back");
 
-        let rows = trail.moved();
-        let loaded = Trail::load(name(&keys[0]), trail.first().unwrap().bytes(), &rows);
+        let of = name(&keys[0]).into();
+        let loaded = Trail::load(&of, &trail.row(&of, None).unwrap());
         assert_eq!((loaded.root(), loaded.moved_to()), (Ok(root()), Some(name(&keys[2]))));
         assert!(trail.take(tree(&keys[0], 3)), "its author came back");
         assert_eq!((trail.records().len(), trail.moved_to()), (1, None));
     }
 
     #[test]
+    fn a_domain_leads_to_a_name_or_to_a_tree() {
+        let (keys, of) = (keys(3), TreeName::Domain("registry.example".parse().unwrap()));
+        let mut trail = Trail::new(Start::from(&of));
+        assert_eq!((trail.root(), trail.missing()), (Err(TrailError::Unlinked), None));
+        assert!(!trail.take(tree(&keys[0], 1)) && trail.row(&of, None).is_none());
+
+        assert!(trail.begin(Start::Name(name(&keys[0]))));
+        assert_eq!(trail.missing(), Some(name(&keys[0])));
+        assert!(trail.take(pointer(&keys[0], &keys[1], 1)) && trail.take(tree(&keys[1], 1)));
+        assert!(!trail.begin(Start::Name(name(&keys[0]))), "nothing is forgotten for what was known");
+        let loaded = Trail::load(&of, &trail.row(&of, Some(root())).unwrap());
+        assert_eq!((loaded.root(), loaded.name_at(0)), (Ok(root()), Some(name(&keys[0]))));
+
+        assert!(trail.begin(Start::Name(name(&keys[2]))));
+        assert_eq!(trail.root(), Err(TrailError::Unknown(name(&keys[2]))));
+        assert!(trail.begin(Start::Root(root())));
+        assert_eq!((trail.root(), trail.missing()), (Ok(root()), None));
+        let loaded = Trail::load(&of, &trail.row(&of, Some(root())).unwrap());
+        assert_eq!(loaded.root(), Ok(root()));
+    }
+
+    #[test]
     fn a_circle_and_a_trail_without_end_lead_nowhere() {
         let keys = keys(NAMES_MAX + 2);
-        let mut trail = Trail::new(name(&keys[0]));
+        let mut trail = Trail::new(Start::Name(name(&keys[0])));
         assert!(trail.take(pointer(&keys[0], &keys[0], 1)));
         assert_eq!(trail.root(), Err(TrailError::Circle(name(&keys[0]))));
         assert!(trail.take(pointer(&keys[0], &keys[1], 2)) && trail.take(pointer(&keys[1], &keys[0], 1)));
         assert_eq!((trail.root(), trail.missing()), (Err(TrailError::Circle(name(&keys[0]))), None));
 
-        let mut trail = Trail::new(name(&keys[0]));
+        let mut trail = Trail::new(Start::Name(name(&keys[0])));
         for pair in keys.windows(2) {
             trail.take(pointer(&pair[0], &pair[1], 1));
         }

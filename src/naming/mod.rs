@@ -9,12 +9,15 @@ use std::time::Duration;
 use hickory_resolver::net::NetError;
 
 use crate::config::NamingConfig;
-use crate::ipld::{Domain, IpfsPath};
+use crate::ipld::{Domain, IpfsPath, Pointer};
 use dnslink::DnsLink;
 use ens::Ens;
 
 /// How long one name server or node is waited for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Domains that lead from one to the next.
+const HOPS_MAX: usize = 8;
 
 /// Why a name could not be asked for: unlike absence.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,8 @@ pub enum NamingError {
         #[source]
         source: Box<NetError>,
     },
+    #[error("{0} leads from domain to domain, over more than {HOPS_MAX}")]
+    Hops(Domain),
     /// None of its records can be used.
     #[error("the dnslink of {domain} is {value:?}, which is no path of ipfs")]
     DnsLink { domain: Domain, value: String },
@@ -69,6 +74,20 @@ impl Naming {
     /// Where the DNSLink of a domain leads to.
     pub async fn dnslink(&self, domain: &Domain) -> Result<Option<IpfsPath>, NamingError> {
         self.dnslink.resolve(domain).await
+    }
+
+    /// The same, and on to where the last of several domains leads: never to a domain.
+    pub async fn dnslink_to_the_end(&self, domain: &Domain) -> Result<Option<IpfsPath>, NamingError> {
+        let (mut at, mut below) = (domain.clone(), String::new());
+        for _ in 0..HOPS_MAX {
+            let Some(path) = self.dnslink(&at).await? else { return Ok(None) };
+            below = path.join(&below);
+            match path.pointer {
+                Pointer::Domain(next) => at = next,
+                pointer => return Ok(Some(IpfsPath { pointer, below })),
+            }
+        }
+        Err(NamingError::Hops(domain.clone()))
     }
 
     /// Where the contenthash of an ENS name leads to; without an Ethereum node nothing is known.

@@ -28,7 +28,7 @@ const ROUTER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A block from whoever has it first, peers or gateways.
 pub(super) async fn fetch(web: &Web, exchange: &Exchange, want: Want) -> Result<Block, IpfsError> {
-    if let Some(block) = web.held(&want.cid) {
+    if let Some(block) = Block::known(&want.cid).or_else(|| web.held(&want.cid)) {
         return Ok(block);
     }
     let others = CancellationToken::new();

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use crate::ipld::TreeName;
 use crate::ipld::ipns::IpnsName;
 
 /// The last record that we signed for a name of ours, whether or not it left.
@@ -27,7 +28,7 @@ pub struct OwnRecord {
 /// A name that we follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
-    /// The newest valid record seen, as it came.
+    /// The newest valid record seen, as it came; empty for a domain, whose records are all in `moved`.
     pub record: Vec<u8>,
     /// The records of the names that it leads on to, in their order.
     pub moved: Vec<MovedRecord>,
@@ -190,14 +191,14 @@ impl State {
         self.write(&self.path(&format!("record-{name}")), &row)
     }
 
-    pub fn followed(&self, name: &IpnsName) -> Result<Option<Followed>, StoreError> {
+    pub fn followed(&self, name: &TreeName) -> Result<Option<Followed>, StoreError> {
         let path = self.path(&format!("followed-{name}"));
         let Some(row) = self.read::<FollowedRow>(&path)? else { return Ok(None) };
         let root = row.root.map(|root| parse(&path, &root)).transpose()?;
         Ok(Some(Followed { record: row.record, moved: row.moved, root }))
     }
 
-    pub fn set_followed(&self, name: &IpnsName, followed: &Followed) -> Result<(), StoreError> {
+    pub fn set_followed(&self, name: &TreeName, followed: &Followed) -> Result<(), StoreError> {
         let row = FollowedRow {
             record: followed.record.clone(),
             moved: followed.moved.clone(),
@@ -225,11 +226,11 @@ impl State {
         self.write(&self.path("former"), &names)
     }
 
-    pub fn replica(&self, name: &IpnsName) -> Result<Option<ReplicaRow>, StoreError> {
+    pub fn replica(&self, name: &TreeName) -> Result<Option<ReplicaRow>, StoreError> {
         self.read(&self.path(&format!("replica-{name}")))
     }
 
-    pub fn set_replica(&self, name: &IpnsName, row: &ReplicaRow) -> Result<(), StoreError> {
+    pub fn set_replica(&self, name: &TreeName, row: &ReplicaRow) -> Result<(), StoreError> {
         self.write(&self.path(&format!("replica-{name}")), row)
     }
 
@@ -326,20 +327,20 @@ mod tests {
             KnownPeer { peer_id: "x".to_owned(), addresses: vec!["/ip4/1.1.1.1".to_owned()], seen_at_s: 5 };
         state.set_root(name(), &root()).unwrap();
         state.set_own_record(&name(), &record).unwrap();
-        state.set_followed(&name(), &followed).unwrap();
+        state.set_followed(&name().into(), &followed).unwrap();
         state.set_peers(std::slice::from_ref(&peer)).unwrap();
         state.set_rival(&name(), &[7]).unwrap();
         state.set_former_names(std::slice::from_ref(&former)).unwrap();
-        state.set_replica(&name(), &replica).unwrap();
+        state.set_replica(&name().into(), &replica).unwrap();
 
         let state = State::open(folder.path()).unwrap();
         assert_eq!(state.root(name()).unwrap(), Some(root()));
         assert_eq!(state.own_record(&name()).unwrap(), Some(record));
-        assert_eq!(state.followed(&name()).unwrap(), Some(followed));
+        assert_eq!(state.followed(&name().into()).unwrap(), Some(followed));
         assert_eq!(state.peers().unwrap(), [peer]);
         assert_eq!(state.rival(&name()).unwrap(), Some(vec![7]));
         assert_eq!(state.former_names().unwrap(), [former]);
-        assert_eq!(state.replica(&name()).unwrap(), Some(replica));
+        assert_eq!(state.replica(&name().into()).unwrap(), Some(replica));
     }
 
     #[test]

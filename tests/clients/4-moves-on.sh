@@ -13,11 +13,13 @@ expect_image "$b_registry/library/app:1" "$one"
 push "$W/img:2" "$a_registry/library/app:2"
 push "$W/img:2" "$a_registry/library/app:1"
 serves() { [ "$(digest_of "$1")" = "$2" ]; }
-wait_for 10 "B serves the new tag" serves "$b_registry/library/app:2" "$two"
-wait_for 10 "B serves the overwritten tag" serves "$b_registry/library/app:1" "$two"
+wait_for "$(news_within 10)" "B serves the new tag" serves "$b_registry/library/app:2" "$two"
+wait_for "$(news_within 10)" "B serves the overwritten tag" serves "$b_registry/library/app:1" "$two"
 expect_image "$b_registry/library/app:2" "$two"
 expect_image "$b_registry/library/app:1" "$two"
 say "B followed"
+# The key of a Kubo cannot be given to another one as below.
+[ -z "${MODE:-}" ] || exit 0
 
 # A record that points to a root which nobody has: signed by A's key, put by a Kubo that holds the key.
 shoal_stop a

@@ -19,7 +19,7 @@ say() { echo "  $*"; }
 
 # scene NAME - begins a scene: a scratch folder, and the clean-up at its end.
 scene() {
-  echo "== $1"
+  echo "== $1${MODE:+, with $MODE}"
   W=$(mktemp -d /tmp/shoal-scene.XXXXXX)
   PIDS=()
   trap 'status=$?; trap - EXIT; end_scene; exit $status' EXIT
@@ -44,6 +44,9 @@ wait_for() {
   done
 }
 
+# news_within SECONDS - how long a connected reader may take for a push: a Kubo does not tell, and is asked once a minute.
+news_within() { [ "${MODE:-}" = kubo ] && echo 75 || echo "$1"; }
+
 # shoal_start NAME - the daemon that shoal_config NAME described. Sets NAME_registry (HOST:PORT), NAME_p2p (first address), NAME_ipns, NAME_pid.
 shoal_start() {
   local name=$1 dir=$W/$1 pid ready
@@ -66,10 +69,16 @@ shoal_start() {
 field() { tr ' ' '\n' <<<"$1" | sed -n "s/^$2=//p"; }
 
 # shoal_config NAME BOOTSTRAP READONLY - writes the config of a daemon on loopback that knows nobody else. Ports are
-# free ones, or those of PORTS_NAME=HTTP:P2P.
+# free ones, or those of PORTS=HTTP:P2P. With MODE=kubo its network is a Kubo of its own, NAME_kubo, which is started here
+# and ends with the daemon.
 shoal_config() {
-  local name=$1 ports=${PORTS:-0:0}
+  local name=$1 ports=${PORTS:-0:0} api="" peer
   mkdir -p "$W/$name"
+  if [ "${MODE:-}" = kubo ]; then
+    [ -d "$W/${name}_kubo" ] || kubo_start "${name}_kubo"
+    for peer in ${2//,/ }; do kubo "${name}_kubo" swarm connect "$peer" >/dev/null; done
+    api=$(cat "$W/${name}_kubo/repo/api")
+  fi
   cat >"$W/$name/config.yaml" <<Y
 version: 0.1
 log: {level: ${LOG_LEVEL:-info}}
@@ -77,8 +86,11 @@ http: {addr: "127.0.0.1:${ports%:*}", debug: {addr: ""}}
 storage:
   ipfs:
     rootdirectory: $W/$name/data
+    ipfsapiaddress: "$api"
     writeipnskey: "${KEY-self}"
     readonlyipnskeys: [$3]
+Y
+  [ -n "$api" ] || cat >>"$W/$name/config.yaml" <<Y
 p2p:
   listen: [/ip4/127.0.0.1/tcp/${ports#*:}, /ip4/127.0.0.1/udp/${ports#*:}/quic-v1]
   bootstrap: [$2]
@@ -90,8 +102,9 @@ Y
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 stop() { kill "$1"; wait "$1" 2>/dev/null || true; }
-shoal_stop() { local pid=${1}_pid; kill "${!pid}"; wait "${!pid}" || true; }
-shoal_kill() { local pid=${1}_pid; kill -9 "${!pid}"; wait "${!pid}" 2>/dev/null || true; }
+shoal_stop() { local pid=${1}_pid; kill "${!pid}"; wait "${!pid}" || true; kubo_of_stop "$1"; }
+shoal_kill() { local pid=${1}_pid; kill -9 "${!pid}"; wait "${!pid}" 2>/dev/null || true; kubo_of_stop "$1" -9; }
+kubo_of_stop() { local pid=${1}_kubo_pid; [ -z "${!pid:-}" ] || { kill ${2:-} "${!pid}"; wait "${!pid}" 2>/dev/null || true; }; }
 
 # No client of ours may reach a public registry when a mirror fails: everything runs without a route out.
 offline() {

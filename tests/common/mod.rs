@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod files;
+pub mod name_server;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};

@@ -9,14 +9,15 @@ use shoal::ipld::ipns::{IpnsName, IpnsRecord};
 use shoal::oci::Digest;
 use tempfile::TempDir;
 
+use crate::common::name_server::{NameServer, link};
 use crate::common::{Daemon, Image, PATIENCE, Setup, daemon};
 use crate::double::{Double, Fault};
 use crate::kubo::Kubo;
 
-const ADDRESS: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIADDRESS";
-const AUTH: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIAUTH";
+pub const ADDRESS: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIADDRESS";
+pub const AUTH: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIAUTH";
 
-fn attached(address: &str) -> Setup {
+pub fn attached(address: &str) -> Setup {
     daemon().env(ADDRESS, address).env(AUTH, "bearer:t0ken")
 }
 
@@ -24,7 +25,7 @@ fn multiaddr(double: &Double) -> String {
     format!("/ip4/127.0.0.1/tcp/{}", double.address.port())
 }
 
-async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
+pub async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> Status {
     let begun = Instant::now();
     loop {
         let status = daemon.status();
@@ -36,7 +37,7 @@ async fn until(daemon: &Daemon, what: &str, holds: impl Fn(&Status) -> bool) -> 
     }
 }
 
-fn is_published(status: &Status) -> bool {
+pub fn is_published(status: &Status) -> bool {
     status.own.as_ref().is_some_and(|own| own.state == "published")
 }
 
@@ -70,6 +71,55 @@ async fn a_push_is_pinned_before_kubo_signs_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_domain_among_the_names_is_resolved_by_us_and_its_name_by_kubo() {
+    let double = Double::start().await;
+    double.has_key("self");
+    let writer = attached(&multiaddr(&double)).start();
+    let image = Image::small(8);
+    writer.push("library/app", "1", &image).await;
+    until(&writer, "published", is_published).await;
+    let names = NameServer::start([link("_dnslink.registry.example", format!("/ipns/{}", writer.ipns))]);
+    let reader = attached(&multiaddr(&double)).read_only().reads("registry.example");
+    let reader = reader.env("REGISTRY_STORAGE_IPFS_NAMESERVER", &names.address).start();
+    reader.serves("library/app", "1", &image).await;
+    let asked = |call: &String| call.contains("registry.example");
+    assert!(!double.inside().calls.iter().any(asked), "{:?}", double.inside().calls);
+}
+
+/// A Kubo that finds what the other one has.
+fn shares(one: &Double, other: &Double) {
+    let (one, mut other) = (one.inside(), other.inside());
+    other.blocks.extend(one.blocks.clone());
+    other.records.extend(one.records.clone());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_followed_whole_is_pinned_and_the_rest_is_not() {
+    let (double, other) = (Double::start().await, Double::start().await);
+    double.has_key("self");
+    let writer = attached(&multiaddr(&double)).start();
+    writer.push("library/app", "1", &Image::small(31)).await;
+    let first = until(&writer, "published", is_published).await.own.unwrap().root;
+    shares(&double, &other);
+    let reader = attached(&multiaddr(&other)).read_only().reads(&writer.ipns);
+    let reader = reader.env("REGISTRY_STORAGE_IPFS_FOLLOW", "all").start();
+    let label = format!("shoal follows {}", writer.ipns);
+    let is_pinned = |root: &str| other.inside().pins.iter().eq([(&root.to_owned(), &label)]);
+    until(&reader, "it is pinned", |_| is_pinned(&first)).await;
+
+    writer.push("library/app", "2", &Image::small(32)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != first;
+    let second = until(&writer, "published again", moved).await.own.unwrap().root;
+    shares(&double, &other);
+    let reader = reader.kill_and_restart();
+    until(&reader, "the pin moves on", |_| is_pinned(&second)).await;
+    assert_eq!(other.inside().imported, 0, "nothing is sent that came from there");
+
+    let reader = reader.kill_and_restart_with("REGISTRY_STORAGE_IPFS_FOLLOW", "tags");
+    until(&reader, "the pin goes", |_| other.inside().pins.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
     let double = Double::start().await;
     double.has_key("self");
@@ -91,8 +141,8 @@ async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
 async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     let Some((kubo, _other)) = Kubo::pair() else { return };
     let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
-    // Without an empty layer: Kubo does not give a block of no bytes away.
-    let image = Image::new(4, &[1000, 2_500_000]);
+    // With an empty layer, which Kubo never gives away.
+    let image = Image::small(4);
     ours.push("library/app", "1", &image).await;
     let root = until(&ours, "published", is_published).await.own.unwrap().root;
     assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root), "the root is pinned");
@@ -100,9 +150,9 @@ async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     reader.serves("library/app", "1", &image).await;
     // And the other way round: what Kubo does not have is found by it.
     let publisher = daemon().dials(&ours.address).start();
-    publisher.push("library/other", "1", &Image::new(5, &[1000])).await;
+    publisher.push("library/other", "1", &Image::new(5, &[0, 1000])).await;
     let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns).start();
-    follower.serves("library/other", "1", &Image::new(5, &[1000])).await;
+    follower.serves("library/other", "1", &Image::new(5, &[0, 1000])).await;
 }
 
 /// Writes an image as the predecessor's storage has it, with an upload in progress beside it.

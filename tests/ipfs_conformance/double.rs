@@ -9,6 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::serve::Listener;
 use futures::{StreamExt, stream};
 use multibase::Base;
 use serde_json::json;
@@ -47,7 +48,7 @@ pub struct Inside {
 pub struct Double {
     pub address: std::net::SocketAddr,
     inside: Arc<Mutex<Inside>>,
-    server: JoinHandle<()>,
+    servers: Vec<JoinHandle<()>>,
 }
 
 const TOKEN: &str = "Bearer t0ken";
@@ -57,11 +58,22 @@ impl Double {
         let inside = Arc::new(Mutex::new(Inside { peers: 1, ..Inside::default() }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app =
-            Router::new().fallback(answer).layer(DefaultBodyLimit::disable()).with_state(inside.clone());
+        let mut double = Self { address, inside, servers: Vec::new() };
+        double.answers_at(listener);
+        double
+    }
+
+    /// Answers here too, for as long as it lives.
+    pub fn answers_at<L>(&mut self, listener: L)
+    where
+        L: Listener,
+        L::Addr: std::fmt::Debug,
+    {
+        let app = Router::new().fallback(answer).layer(DefaultBodyLimit::disable());
+        let app = app.with_state(self.inside.clone());
         #[expect(clippy::disallowed_methods, reason = "a test has no tasks")]
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, inside, server }
+        self.servers.push(server);
     }
 
     pub fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -88,7 +100,7 @@ impl Double {
 
 impl Drop for Double {
     fn drop(&mut self) {
-        self.server.abort();
+        self.servers.iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -26,6 +26,9 @@ impl Fake {
 #[async_trait]
 impl Ipfs for Fake {
     async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
+        if let Some(block) = Block::known(&want.cid) {
+            return Ok(block);
+        }
         match want.cid == *self.block.cid() {
             true => Ok(self.block.clone()),
             false => Err(IpfsError::NoProvider(Box::new(want.cid))),

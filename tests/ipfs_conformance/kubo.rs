@@ -22,7 +22,15 @@ pub struct Kubo {
 impl Kubo {
     /// Two that are connected. `None`: it is not installed.
     pub fn pair() -> Option<(Self, Self)> {
+        Self::pair_with(&[])
+    }
+
+    /// The same, with settings of the first, in JSON.
+    pub fn pair_with(settings: &[(&str, &str)]) -> Option<(Self, Self)> {
         let (mut one, mut other) = (Self::prepare()?, Self::prepare()?);
+        for (key, value) in settings {
+            one.run(&["config", "--json", key, value]);
+        }
         one.start();
         other.start();
         let addresses = other.run(&["id", "-f", "<addrs>"]);

@@ -11,6 +11,7 @@ mod double;
 mod fake;
 mod faults;
 mod kubo;
+mod ways_in;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,6 +68,9 @@ async fn conforms(subject: &Subject) {
         }
     };
     assert_eq!(fetched.unwrap(), *far);
+    let empty = leaf("");
+    let want = Want { cid: *empty.cid(), root: *far.cid() };
+    assert_eq!(ipfs.fetch(want).await.unwrap(), empty, "no bytes need nobody");
 
     let key = Keypair::generate_ed25519();
     let name = IpnsName::from_peer_id(key.public().to_peer_id());

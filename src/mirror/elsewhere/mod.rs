@@ -23,7 +23,7 @@ use super::{Asked, Blob, Inner, Manifest, MirrorError, Origin, Page, Referrers, 
 use crate::ipfs::Ipfs;
 use crate::ipld::ipns::{IpnsError, IpnsName};
 use crate::ipld::path::join;
-use crate::ipld::{Pointer, parse_cid};
+use crate::ipld::{Pointer, TreeName, parse_cid};
 use crate::naming::Naming;
 use crate::oci::anywhere::{Anywhere, Namespace, is_ens};
 use crate::oci::layout_names::LayoutNames;
@@ -321,7 +321,7 @@ impl Inner {
         if let Some(own) = own {
             return Some(own.commits.root());
         }
-        let followed = self.follows.iter().find(|follow| follow.name == *name)?;
+        let followed = self.follows.iter().find(|follow| follow.name == TreeName::Key(*name))?;
         followed.roots_at_hand().first().copied()
     }
 }

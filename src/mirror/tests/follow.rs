@@ -34,7 +34,7 @@ async fn a_newer_root_is_served_once_its_directories_are_here() {
     let status = follow.status();
     assert_eq!(status.root, Some(old));
     assert!(status.error.unwrap().contains(&directory.to_string()));
-    let row = desk.state().followed(&desk.name()).unwrap().unwrap();
+    let row = desk.state().followed(&desk.name().into()).unwrap().unwrap();
     assert_eq!(row.root, Some(old), "what is served is what is on disk");
 
     desk.network.hides(&[]);
@@ -120,6 +120,7 @@ async fn a_record_is_kept_alive_every_four_hours_while_it_is_valid() {
     serves(&follow, root).await;
     pass(Duration::from_secs(60)).await;
     let at_first = desk.network.taken().len();
+    assert_eq!(at_first, 1, "soon after it is known");
     for again in 1..=3 {
         let begun = tokio::time::Instant::now();
         until_within(6 * HOUR, "it is put again", || desk.network.taken().len() >= at_first + again).await;
@@ -216,5 +217,5 @@ async fn names_that_lead_in_a_circle_serve_nothing_and_cost_nothing() {
 async fn a_name_that_nobody_knows_is_not_an_empty_tree() {
     let desk = Desk::new(Knows::Nothing);
     let follow = desk.follow().await;
-    assert!(matches!(follow.roots().await, Err(MirrorError::Unresolved(name)) if name == desk.name()));
+    assert!(matches!(follow.roots().await, Err(MirrorError::Unresolved(name)) if name == desk.name().into()));
 }

@@ -27,11 +27,12 @@ use super::leases::Leases;
 use super::publish::{Publisher, first_root};
 use super::roots::{Follow, Following};
 use super::signer::{Signer, SigningKey};
-use crate::config::FollowMode;
+use crate::config::{FollowMode, NamingConfig};
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
 use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::naming::Naming;
 use crate::store::{OwnRecord, State, Store, StoreOptions};
 use crate::tasks::Tasks;
 
@@ -259,9 +260,10 @@ impl Desk {
 
     /// Starts following the name of the key.
     async fn follow(&self) -> Follow {
+        let naming = Naming::new(&NamingConfig::default()).unwrap();
         let (ipfs, tree, state) = (self.network.clone(), self.tree.clone(), self.state().clone());
-        let following = Following::new(ipfs, tree, state, now);
-        let followed = (self.name(), FollowMode::Tags);
+        let following = Following::new(ipfs, naming, tree, state, now);
+        let followed = (self.name().into(), FollowMode::Tags);
         Follow::start(&self.tasks, following, followed, self.updates.subscribe()).await.unwrap()
     }
 

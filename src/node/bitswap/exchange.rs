@@ -155,7 +155,7 @@ impl Exchange {
     /// are told if nobody else waits for the block. At most `fetches_max` are under way; more wait here.
     pub async fn fetch(&self, want: Want) -> Result<Block, IpfsError> {
         let cid = want.cid;
-        if let Some(block) = Block::inline(&cid) {
+        if let Some(block) = Block::known(&cid) {
             return Ok(block);
         }
         if !is_verifiable(&cid) {

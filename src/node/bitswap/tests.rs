@@ -255,10 +255,12 @@ async fn a_thousand_dropped_fetches_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn identity_and_unknown_hashes_need_no_peer() {
+async fn identity_no_bytes_and_unknown_hashes_need_no_peer() {
     let client = Node::start().await;
     let inline = Cid::new_v1(RAW, Multihash::wrap(0, b"tiny").unwrap());
     assert_eq!(client.fetch(inline, inline).await.unwrap(), Block::inline(&inline).unwrap());
+    let empty = Block::encode(RAW, Bytes::new());
+    assert_eq!(client.fetch(*empty.cid(), *empty.cid()).await.unwrap(), empty);
     let strange = Cid::new_v1(RAW, Multihash::wrap(0xb220, &[0; 32]).unwrap());
     assert!(matches!(client.fetch(strange, strange).await, Err(IpfsError::NoProvider(_))));
 }
