@@ -26,7 +26,7 @@ use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
 use super::routing::{self, Dht};
 use super::search::Dialled;
-use super::{NodeConfig, streams};
+use super::{NodeConfig, connections, streams};
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{KnownPeer, State, off_thread};
@@ -391,9 +391,11 @@ impl EventLoop {
             }
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
             BehaviourEvent::Gossip(event) => self.on_gossip(event),
-            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(ping::Failure::Timeout) }) => {
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(failure) })
+                if connections::is_dead(&failure) =>
+            {
                 // TCP would hold on to it for a quarter of an hour, and nobody dials who is connected.
-                tracing::debug!(peer.id = %peer, "a connection is closed on which a ping had no answer");
+                tracing::debug!(peer.id = %peer, %failure, "a connection is closed on which a ping had no answer");
                 self.swarm.close_connection(connection);
             }
             BehaviourEvent::AutonatClient(event) => self.on_tested(&event),
