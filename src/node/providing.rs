@@ -238,6 +238,8 @@ mod tests {
     fn neighbours_share_a_look_up_and_are_told_to_those_closest_to_them() {
         const KEYS: u32 = 10_000;
         const PEERS: usize = 1000;
+        /// Of so many keys one is looked at.
+        const SAMPLED: usize = 100;
         let (mut providing, network) = (Providing::default(), peers(PEERS));
         assert!((0..KEYS).all(|n| providing.add(key(n))));
         let regions = sweep(&mut providing, &network, Instant::now());
@@ -247,13 +249,13 @@ mod tests {
         assert!(regions.len() < PEERS / 4, "{} look-ups", regions.len());
         let mut right = 0;
         for (keys, told) in &regions {
-            for key in keys.iter().step_by(10) {
+            for key in keys.iter().step_by(SAMPLED) {
                 let ideal = closest(&network, key);
                 assert!(told.contains(&ideal[0]), "who looks a key up asks the closest peer in the end");
                 right += ideal.iter().filter(|peer| told.contains(peer)).count();
             }
         }
-        let sampled: usize = regions.iter().map(|(keys, _)| keys.len().div_ceil(10)).sum();
+        let sampled: usize = regions.iter().map(|(keys, _)| keys.len().div_ceil(SAMPLED)).sum();
         let share = right as f64 / (sampled * CLOSEST) as f64;
         assert!(share > 0.8, "{share}");
     }
