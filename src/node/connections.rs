@@ -1,12 +1,13 @@
 //! The connections of each peer, as those see them who open streams: a direct one goes before one through a relay.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use libp2p::PeerId;
 use libp2p::swarm::ConnectionId;
+use libp2p::{PeerId, ping};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -88,9 +89,53 @@ impl Peers {
     }
 }
 
+/// Whether a ping failed for want of any answer. The first failure in a row is not told of, and the stream of the next ping
+/// is then in vain agreed on, which counts as another one; so that it must not be taken for something else.
+pub(super) fn is_dead(failure: &ping::Failure) -> bool {
+    match failure {
+        ping::Failure::Timeout => true,
+        ping::Failure::Other { error } => {
+            error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+        }
+        ping::Failure::Unsupported => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use libp2p::Multiaddr;
+    use libp2p::swarm::handler::{ConnectionEvent, DialUpgradeError};
+    use libp2p::swarm::{ConnectionHandler, ConnectionHandlerEvent, NetworkBehaviour, StreamUpgradeError};
+
     use super::*;
+
+    /// What a connection tells of its pings after as many streams for one as it takes could not be agreed on.
+    fn failure_after(upgrade_error: fn() -> StreamUpgradeError<std::convert::Infallible>) -> ping::Failure {
+        let (mut pings, peer, nowhere) = (ping::Behaviour::default(), PeerId::random(), Multiaddr::empty());
+        let id = ConnectionId::new_unchecked(0);
+        let mut handler = pings.handle_established_inbound_connection(id, peer, &nowhere, &nowhere).unwrap();
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            match handler.poll(&mut context) {
+                Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { .. }) => {
+                    let error = DialUpgradeError { info: (), error: upgrade_error() };
+                    handler.on_connection_event(ConnectionEvent::DialUpgradeError(error));
+                }
+                Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Err(failure))) => return failure,
+                _ => std::thread::yield_now(), // Its clock is not ours.
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_is_dead_on_which_nobody_answers_and_no_other() {
+        assert!(is_dead(&ping::Failure::Timeout));
+        assert!(is_dead(&failure_after(|| StreamUpgradeError::Timeout)));
+        assert!(!is_dead(&failure_after(|| StreamUpgradeError::NegotiationFailed)));
+        assert!(!is_dead(&failure_after(|| StreamUpgradeError::Io(io::ErrorKind::ConnectionReset.into()))));
+    }
 
     fn connection(n: usize, relayed: bool) -> (Connection, mpsc::Receiver<OpenRequest>) {
         let (requests, inbox) = mpsc::channel(1);

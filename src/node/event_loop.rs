@@ -14,6 +14,7 @@ use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::announcing::Told;
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
 use super::client::{Crowd, View};
@@ -24,9 +25,9 @@ use super::providers::Providers;
 use super::providing::Providing;
 use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
-use super::routing::{self, Dht};
+use super::routing::Dht;
 use super::search::Dialled;
-use super::{NodeConfig, streams};
+use super::{NodeConfig, connections, streams};
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{KnownPeer, State, off_thread};
@@ -39,6 +40,8 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 const RENEW_INTERVAL: Duration = Duration::from_secs(600);
 /// Connects and disconnects that Bitswap may be behind.
 const CHANGES_QUEUED_MAX: usize = 4096;
+/// Announcements that may be behind in saying how they went.
+const TOLD_QUEUED_MAX: usize = 64;
 
 /// What the client asks of the loop.
 pub(super) enum Command {
@@ -103,6 +106,9 @@ pub(super) struct EventLoop {
     pub(super) waiting: HashMap<(Dht, QueryId), Waiting>,
     pub(super) providing: HashMap<Dht, Providing>,
     pub(super) providers: Providers,
+    pub(super) tasks: Tasks,
+    pub(super) told: mpsc::Sender<Told>,
+    telling: mpsc::Receiver<Told>,
     pub(super) web: Option<Web>,
     pub(super) dialled: Dialled,
     pub(super) peers: HashMap<PeerId, Connected>,
@@ -133,6 +139,7 @@ impl EventLoop {
                 if connected { exchange.connected(peer).await } else { exchange.disconnected(peer).await }
             }
         });
+        let (told, telling) = mpsc::channel(TOLD_QUEUED_MAX);
         Self {
             swarm,
             control,
@@ -149,6 +156,9 @@ impl EventLoop {
             waiting: HashMap::new(),
             providing: HashMap::new(),
             providers: Providers::default(),
+            tasks: tasks.clone(),
+            told,
+            telling,
             web,
             dialled: Dialled::default(),
             peers: HashMap::new(),
@@ -179,6 +189,7 @@ impl EventLoop {
                 Some(command) = commands.recv() => self.on_command(command),
                 Some(search) = searches.recv() => self.find_providers(search),
                 Ok(()) = places.changed() => self.on_places(&places),
+                Some(told) = self.telling.recv() => self.on_told(&told),
                 Some(fetched) = self.pubsub.fetched() => self.on_fetched(fetched),
                 _ = round.tick() => self.round(),
                 _ = save.tick() => self.save_peers().await,
@@ -239,25 +250,6 @@ impl EventLoop {
                 let _ = reply.send(outcome);
             }
         }
-    }
-
-    fn provide(&mut self, roots: &[Cid]) {
-        for dht in Dht::BOTH {
-            let providing = self.providing.entry(dht).or_default();
-            let added = roots.iter().filter(|root| providing.add(routing::provider_key(root))).count();
-            if added < roots.len() {
-                let roots = roots.len() - added;
-                tracing::warn!(roots, "not announced: too many roots are announced already");
-            }
-        }
-    }
-
-    /// What waits to be announced where there is somebody to tell, or anywhere if there is nobody.
-    fn announcements_waiting(&self) -> usize {
-        let is_there = |dht: &Dht| self.peers.values().any(|peer| peer.dhts.contains(dht));
-        let nobody = !Dht::BOTH.iter().any(is_there);
-        let counted = self.providing.iter().filter(|(dht, _)| nobody || is_there(dht));
-        counted.map(|(_, providing)| providing.waiting()).max().unwrap_or_default()
     }
 
     fn round(&mut self) {
@@ -391,9 +383,11 @@ impl EventLoop {
             }
             BehaviourEvent::Mdns(event) => self.on_mdns(event),
             BehaviourEvent::Gossip(event) => self.on_gossip(event),
-            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(ping::Failure::Timeout) }) => {
+            BehaviourEvent::Ping(ping::Event { peer, connection, result: Err(failure) })
+                if connections::is_dead(&failure) =>
+            {
                 // TCP would hold on to it for a quarter of an hour, and nobody dials who is connected.
-                tracing::debug!(peer.id = %peer, "a connection is closed on which a ping had no answer");
+                tracing::debug!(peer.id = %peer, %failure, "a connection is closed on which a ping had no answer");
                 self.swarm.close_connection(connection);
             }
             BehaviourEvent::AutonatClient(event) => self.on_tested(&event),

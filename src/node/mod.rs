@@ -3,6 +3,7 @@
 //! The event loop owns the swarm; [`NodeClient`] sends it commands and is what the rest sees. Bitswap and HTTP run beside
 //! it on streams that the swarm hands over.
 
+mod announcing;
 mod behaviour;
 mod beside;
 pub mod bitswap;

@@ -17,10 +17,6 @@ use super::providers::{self, Gone, Room};
 use super::routing::{self, Dht};
 use crate::ipld::ipns::IpnsRecord;
 
-/// Announcements begun in one round; each is a lookup in a DHT.
-const ANNOUNCED_PER_ROUND: usize = 8;
-/// Announcements under way at once in a DHT.
-const ANNOUNCING_MAX: usize = 32;
 /// Connected peers that a record is put to directly, besides those closest to its key.
 const PUT_DIRECTLY_MAX: usize = 64;
 /// Providers that one search dials.
@@ -53,7 +49,8 @@ pub(super) enum Waiting {
         reply: mpsc::Sender<PeerId>,
         found: usize,
     },
-    Announcement,
+    /// The peers closest to this key, which waits to be announced.
+    Region(RecordKey),
     /// Others on a topic of ours, whom we then dial.
     Company {
         found: usize,
@@ -70,7 +67,7 @@ impl Waiting {
             // A record on its way is put also when nobody waits for it any more.
             Self::Put { .. }
             | Self::Correction(_)
-            | Self::Announcement
+            | Self::Region(_)
             | Self::Company { .. }
             | Self::Nobody => false,
         }
@@ -161,27 +158,6 @@ impl EventLoop {
         self.peers.values().flat_map(|peer| peer.dhts.iter().copied()).collect()
     }
 
-    /// Begins announcements where there is somebody to tell.
-    pub(super) fn announce_some(&mut self) {
-        for dht in self.dhts() {
-            let announcements = self
-                .waiting
-                .iter()
-                .filter(|((of, _), waiting)| *of == dht && matches!(waiting, Waiting::Announcement));
-            let room = ANNOUNCING_MAX.saturating_sub(announcements.count()).min(ANNOUNCED_PER_ROUND);
-            for _ in 0..room {
-                let Some(key) = self.providing.entry(dht).or_default().next(Instant::now()) else { break };
-                match self.swarm.behaviour_mut().kad(dht).start_providing(key) {
-                    Ok(id) => {
-                        self.waiting.insert((dht, id), Waiting::Announcement);
-                    }
-                    // The store has room for as many as `providing` takes in.
-                    Err(error) => tracing::error!(%error, "root not announced"),
-                }
-            }
-        }
-    }
-
     pub(super) fn on_kad(&mut self, dht: Dht, event: kad::Event) {
         match event {
             kad::Event::OutboundQueryProgressed { id, result, stats, step } => {
@@ -226,9 +202,9 @@ impl EventLoop {
                     let _ = reply.try_send(peer);
                 }
             }
-            (Waiting::Announcement, QueryResult::StartProviding(Err(error))) => {
-                let kad::AddProviderError::Timeout { key } = error;
-                self.providing.entry(dht).or_default().failed(key);
+            (Waiting::Region(target), QueryResult::GetClosestPeers(found)) => {
+                let target = target.clone();
+                self.on_region(dht, &target, found);
             }
             (
                 Waiting::Providers { root, reply, found },

@@ -126,8 +126,8 @@ async fn until(what: &str, reached: impl Fn() -> bool) {
     assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "never: {what}");
 }
 
-fn block(text: &'static str) -> Block {
-    Block::encode(RAW, Bytes::from_static(text.as_bytes()))
+fn block(text: impl Into<Bytes>) -> Block {
+    Block::encode(RAW, text.into())
 }
 
 /// Somebody who signs records and runs no node.
@@ -303,6 +303,24 @@ async fn fetch(node: &Node, root: Cid) -> Block {
         }
     };
     tokio::time::timeout(PATIENCE, trying).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_of_many_roots_are_found_through_others() {
+    const ROOTS: usize = 2000;
+    let hub = Node::start(&[], &[]).await;
+    let provider = Node::start(&[&hub], &[]).await;
+    let roots: Vec<Block> = (0..ROOTS).map(|n| block(format!("provided {n}"))).collect();
+    roots.iter().step_by(ROOTS / 10).for_each(|root| provider.keep(root));
+    let cids: Vec<Cid> = roots.iter().map(|root| *root.cid()).collect();
+    provider.client.provide(&cids).await.unwrap();
+    until("they are announced", || provider.client.stats().announcements_waiting == 0).await;
+
+    for root in roots.iter().step_by(ROOTS / 10) {
+        // Somebody who does not know the provider yet.
+        let fetching = Node::start(&[&hub], &[]).await;
+        assert_eq!(fetch(&fetching, *root.cid()).await, *root);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -51,10 +51,12 @@ news_within() { [ "${MODE:-}" = kubo ] && echo 75 || echo "$1"; }
 shoal_start() {
   local name=$1 dir=$W/$1 pid ready
   mkdir -p "$dir"
+  # The shell empties it only when the daemon starts, and a start before this one has left its ports there.
+  rm -f "$dir/out"
   "$SHOAL" serve "$dir/config.yaml" >"$dir/out" 2>>"$dir/log" & pid=$!
   PIDS+=("$pid")
   for _ in $(seq 200); do
-    ready=$(grep '^ready ' "$dir/out" || true)
+    ready=$(grep '^ready ' "$dir/out" 2>/dev/null || true)
     [ -z "$ready" ] || break
     kill -0 "$pid" 2>/dev/null || { cat "$dir/log" >&2; fail "daemon $name did not start"; }
     sleep 0.05
