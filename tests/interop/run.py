@@ -13,7 +13,7 @@ TOOLS = os.environ.get("SHOAL_TEST_TOOLS") or os.path.join(CACHE, "shoal-tests")
 SHOAL = os.environ.get("SHOAL") or os.path.join(REPO, "target/release/shoal")
 KUBO = os.path.join(TOOLS, "ipfs")
 HELIA = os.path.join(TOOLS, "helia")
-PYTHON = os.path.join(TOOLS, "interop/bin/python")
+PYTHON, NODE = (os.path.join(TOOLS, "interop/bin", name) for name in ("python", "node"))
 KEYS = os.path.join(REPO, "tests/fixtures/keys")
 PATIENCE = 40
 BEGIN, END = "<!-- filled by run.py -->", "<!-- end -->"
@@ -88,7 +88,7 @@ class Spoken(Process):
 
 class Helia(Spoken):
     def __init__(self, *options, **_):
-        super().__init__(["node", "helia-node.mjs", *options], cwd=HELIA)
+        super().__init__([NODE, "helia-node.mjs", *options], cwd=HELIA)
 
     def add(self, folder):
         cid = self("add", folder)["cid"]
