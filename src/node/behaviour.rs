@@ -21,7 +21,7 @@ use super::nat::autonat;
 use super::peers::peer_of;
 use super::routing::Dht;
 use super::subnets::Subnets;
-use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, streams};
+use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, quic, streams};
 use crate::ipld::ipns::IpnsName;
 
 /// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
@@ -132,7 +132,8 @@ fn public(
         .with_tokio()
         .with_tcp(tcp(), (noise::Config::new, tls::Config::new), multiplexer)
         .map_err(|error| transport(&error))?
-        .with_quic()
+        .with_other_transport(quic::transport)
+        .map_err(|error| transport(&error))?
         .with_dns()
         .map_err(|error| transport(&error))?
         .with_relay_client(noise::Config::new, multiplexer)

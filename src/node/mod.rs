@@ -22,6 +22,7 @@ mod providers;
 mod providing;
 mod pubsub;
 mod queries;
+mod quic;
 mod routing;
 mod search;
 pub mod streams;

