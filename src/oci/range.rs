@@ -63,6 +63,20 @@ pub fn parse_content_range(header: &str) -> Option<Range<u64>> {
     (first <= last).then(|| first..last.saturating_add(1))
 }
 
+/// Reads whatever bytes as either header: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(header) = str::from_utf8(bytes) else { return };
+    for size_bytes in [0, 1, 1000, u64::MAX] {
+        if let RangeRequest::Part(part) = RangeRequest::parse(Some(header), size_bytes) {
+            assert!(part.start < part.end && part.end <= size_bytes, "{part:?} of {size_bytes}");
+        }
+    }
+    if let Some(chunk) = parse_content_range(header) {
+        assert!(chunk.start < chunk.end, "{chunk:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

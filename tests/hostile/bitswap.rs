@@ -10,7 +10,7 @@ use shoal::ipld::block::RAW;
 use shoal::ipld::{Block, Cid, Multihash};
 use shoal::node::bitswap::message::{Entry, Outgoing, Presence, WantType};
 
-use crate::common::{Daemon, Image, daemon};
+use crate::common::{Daemon, Image, PATIENCE, daemon};
 use crate::peer::{Peer, open, read_message, send};
 
 const MIB: usize = 1 << 20;
@@ -249,4 +249,46 @@ async fn answers_before_questions_and_streams_that_are_closed_halfway_hold_up_no
 
 fn want(cid: Cid) -> Entry {
     Entry::Want { cid, want_type: WantType::Block, priority: 1, send_dont_have: true }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_want_a_hundred_thousand_times_is_answered_once_a_message_at_most() {
+    const MESSAGES: usize = 100;
+    const WANTS: usize = 1000;
+    let image = Image::new(109, &[MIB]);
+    let (publisher, mut hostile) = (publisher(&image).await, Peer::start().await);
+    let victim = victim(&publisher, &[&hostile]);
+    victim.serves("library/app", "1", &image).await;
+    let [last, leaf] = [0, 1].map(|n| Block::encode(RAW, Bytes::copy_from_slice(&image.blobs[n])));
+    // The same on two streams, as if they were of two sessions.
+    let mut streams = [hostile.open(&victim).await, hostile.open(&victim).await];
+    let flood = async {
+        for number in 0..MESSAGES {
+            let message = Outgoing { entries: vec![want(*leaf.cid()); WANTS], ..Outgoing::default() };
+            send(&mut streams[number % 2], &message).await.unwrap();
+        }
+        let message = Outgoing { entries: vec![want(*last.cid())], ..Outgoing::default() };
+        send(&mut streams[0], &message).await.unwrap();
+    };
+    let counting = async {
+        let mut blocks = 0;
+        while let Some(mut incoming) = hostile.incoming.recv().await {
+            eprintln!("stream");
+            while let Some(message) = read_message(&mut incoming.stream).await {
+                eprintln!("{} {} {:?}", message.entries.len(), message.presences.len(), message.blocks.iter().map(|b|b.size_bytes()).collect::<Vec<_>>());
+                let sizes: Vec<usize> = message.blocks.iter().map(|block| block.size_bytes()).collect();
+                blocks += sizes.iter().filter(|size| **size == MIB).count();
+                if sizes.contains(&last.bytes().len()) {
+                    return blocks;
+                }
+            }
+        }
+        panic!("it is never answered");
+    };
+    let late = daemon().reads(&publisher.ipns).read_only().knows(&victim).start();
+    let counting = tokio::time::timeout(2 * PATIENCE, counting);
+    let ((), blocks, ()) = future::join3(flood, counting, late.serves("library/app", "1", &image)).await;
+    let blocks = blocks.expect("the last want is answered");
+    assert!((1..=MESSAGES).contains(&blocks), "{blocks} times the same block in {MESSAGES} messages");
+    is_well(&victim).await;
 }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod answers;
 mod author;
 mod bitswap;
 #[path = "../common/mod.rs"]
@@ -12,7 +13,10 @@ mod flood;
 mod forge;
 mod gossip;
 mod gossiper;
+mod honest;
 mod http;
 mod names;
 mod peer;
 mod trees;
+mod wire;
+mod yamux;
