@@ -76,7 +76,8 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
     };
     let mut overrun = open(1);
     (0..8).for_each(|_| overrun.extend(data(0, 1, &vec![0; WINDOW_BYTES])));
-    let reopened = [open(1), data(FIN, 1, hello), frame(WINDOW, RST, 1, 0), open(1), data(0, 1, hello)].concat();
+    let reopened =
+        [open(1), data(FIN, 1, hello), frame(WINDOW, RST, 1, 0), open(1), data(0, 1, hello)].concat();
     vec![
         ("an id opened twice", [open(1), data(0, 1, hello), open(1), data(0, 1, hello)].concat()),
         ("an id opened again after its end", reopened.repeat(200)),
