@@ -60,7 +60,8 @@ pub fn parse_content_range(header: &str) -> Option<Range<u64>> {
     let spec = spec.strip_prefix("bytes").map_or(spec, |rest| rest.trim_start_matches(['=', ' ']));
     let (first, last) = spec.split('/').next()?.split_once('-')?;
     let (Number::Is(first), Number::Is(last)) = (number(first), number(last)) else { return None };
-    (first <= last).then(|| first..last.saturating_add(1))
+    // Nothing has a byte behind the last number.
+    last.checked_add(1).filter(|end| first < *end).map(|end| first..end)
 }
 
 /// Reads whatever bytes as either header: for fuzzing.
@@ -115,7 +116,8 @@ mod tests {
         for header in ["0-16777215", "bytes 0-16777215/2048", "bytes 0-16777215/*", "bytes=0-16777215"] {
             assert_eq!(parse_content_range(header), Some(0..16_777_216), "{header}");
         }
-        for header in ["", "bytes", "5", "5-1", "a-b", "-5", "bytes 5-/10"] {
+        let behind_all = "18446744073709551615-18446744073709551615";
+        for header in ["", "bytes", "5", "5-1", "a-b", "-5", "bytes 5-/10", behind_all] {
             assert_eq!(parse_content_range(header), None, "{header}");
         }
     }
