@@ -7,8 +7,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A fuzz target, and what it gives its input to.
-const DECODERS: [(&str, fn(&[u8])); 27] = [
+type Decoder = fn(&[u8]);
+
+/// Each fuzz target, and what it gives its input to.
+const DECODERS: [(&str, Decoder); 27] = [
     ("archive", shoal::cli::fuzz),
     ("bitswap", shoal::node::bitswap::message::fuzz),
     ("block", shoal::ipld::block::fuzz),

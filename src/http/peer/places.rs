@@ -132,6 +132,7 @@ mod tests {
         assert!(places.take(&greedy).is_none());
         assert!([&of_modest, &honest, &late].iter().all(|place| !place.lost.is_cancelled()));
         drop((of_greedy, of_modest, honest, late));
-        assert_eq!((places.lock().all, places.lock().by_peer.len()), (0, 0));
+        let left = places.lock();
+        assert_eq!((left.all, left.by_peer.len()), (0, 0));
     }
 }
