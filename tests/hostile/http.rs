@@ -90,7 +90,7 @@ impl Request {
         Self { closes: true, ..self }
     }
 
-    fn is_answered(self, answer: &'static str) -> Self {
+    fn answered(self, answer: &'static str) -> Self {
         Self { answer: Some(answer), ..self }
     }
 }
@@ -102,44 +102,44 @@ fn requests() -> Vec<Request> {
     let chunk = [b"4000\r\n".as_slice(), &[b'x'; 16 * 1024], b"\r\n"].concat();
     vec![
         Request::new("a header of many MiB", &[(begun, 1), (b"X-Long: ", 1), (&[b'x'; 1024], 32 * 1024)])
-            .is_answered("HTTP/1.1 431"),
+            .answered("HTTP/1.1 431"),
         Request::new("headers without number", &[(begun, 1), (b"X-Many: 1\r\n", MIB)])
-            .is_answered("HTTP/1.1 431"),
+            .answered("HTTP/1.1 431"),
         Request::new("a path of many MiB", &[(b"GET /", 1), (&[b'x'; 1024], 32 * 1024)]),
         Request::new(
             "a body in chunks without end",
             &[(&with("Transfer-Encoding: chunked"), 1), (&chunk, 8192)],
         )
-        .is_answered("HTTP/1.1 200"),
+        .answered("HTTP/1.1 200"),
         Request::new(
             "a chunk of 2^64 bytes",
             &[(&with("Transfer-Encoding: chunked"), 1), (b"ffffffffffffffff\r\n", 1)],
         )
-        .is_answered("HTTP/1.1 200"),
+        .answered("HTTP/1.1 200"),
         Request::new(
             "a chunk's size without end",
             &[(&with("Transfer-Encoding: chunked"), 1), (&[b'0'; 1024], 8192)],
         ),
         Request::new("a body that is never sent", &[(&with("Content-Length: 1000000000"), 1)])
-            .is_answered("HTTP/1.1 200"),
+            .answered("HTTP/1.1 200"),
         Request::new("a body that is awaited", &[(&with("Expect: 100-continue\r\nContent-Length: 9"), 1)])
-            .is_answered("HTTP/1.1 200"),
+            .answered("HTTP/1.1 200"),
         Request::new("two lengths", &[(&with("Content-Length: 1\r\nContent-Length: 2"), 1)])
-            .is_answered("HTTP/1.1 400"),
+            .answered("HTTP/1.1 400"),
         Request::new(
             "a length and chunks",
             &[(&with("Content-Length: 5\r\nTransfer-Encoding: chunked"), 1), (b"0\r\n\r\n", 1)],
         ),
         Request::new("the preface of HTTP/2", &[(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 1)]),
-        Request::new("a request, and our side ends", &[(REQUEST, 1)]).closes().is_answered("HTTP/1.1 200"),
+        Request::new("a request, and our side ends", &[(REQUEST, 1)]).closes().answered("HTTP/1.1 200"),
         Request::new("half a request, and our side ends", &[(begun, 1)]).closes(),
         Request::new("nothing, and our side ends", &[]).closes(),
-        Request::new("one request behind the other", &[(REQUEST, 5000)]).closes().is_answered("HTTP/1.1 200"),
+        Request::new("one request behind the other", &[(REQUEST, 5000)]).closes().answered("HTTP/1.1 200"),
         Request::new(
             "a connection that is to be another",
             &[(&with("Connection: Upgrade\r\nUpgrade: x"), 1)],
         )
-        .is_answered("HTTP/1.1 200"),
+        .answered("HTTP/1.1 200"),
     ]
 }
 
