@@ -52,6 +52,11 @@ impl Credentials {
     }
 }
 
+/// Reads whatever bytes as the header: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let _ = Credentials::parse(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -294,3 +294,13 @@ fn read_file(key: &'static str, path: &Path) -> Result<Vec<u8>, AuthError> {
         Err(source) => Err(AuthError::Read { key, path: path.to_owned(), source }),
     }
 }
+
+/// Gives `bytes` to every decoder of this module. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    credentials::fuzz(bytes);
+    if let Ok(text) = str::from_utf8(bytes) {
+        let _ = htpasswd::Table::parse(text);
+        token::fuzz(text);
+    }
+}

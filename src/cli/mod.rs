@@ -296,3 +296,9 @@ fn check(path: Option<PathBuf>) -> Result<(), CommandError> {
     }
     Ok(())
 }
+
+/// Reads whatever bytes as an archive of images: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    transfer::archive::fuzz(bytes);
+}

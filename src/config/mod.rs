@@ -304,6 +304,18 @@ fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
+/// Reads whatever bytes as a config file: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let mut warnings = Vec::new();
+    if let Ok(text) = str::from_utf8(bytes)
+        && let Ok(file) = serde_saphyr::from_str(text)
+        && let Ok(raw) = parse(file, &mut warnings)
+    {
+        let _ = check::check(raw, &mut warnings);
+    }
+}
+
 #[cfg(test)]
 mod mirror_tests;
 #[cfg(test)]

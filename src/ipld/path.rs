@@ -179,6 +179,14 @@ impl fmt::Display for IpfsPath {
     }
 }
 
+/// Reads whatever bytes as a path: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Some(path) = str::from_utf8(bytes).ok().and_then(|text| text.parse::<IpfsPath>().ok()) {
+        assert_eq!(path.to_string().parse::<IpfsPath>().ok(), Some(path), "what was read can be written");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

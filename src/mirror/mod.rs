@@ -60,7 +60,7 @@ use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
 use leases::Leases;
-pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER};
+pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER, fuzz};
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishError, PublishState};
 use pull_through::PullThrough;

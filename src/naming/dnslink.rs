@@ -91,6 +91,13 @@ fn chosen(domain: &Domain, mut values: Vec<String>) -> Result<Option<IpfsPath>, 
     }
 }
 
+/// Reads whatever bytes as the values of records, one a line: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let (Ok(text), Ok(domain)) = (str::from_utf8(bytes), "example.org".parse()) {
+        let _ = chosen(&domain, text.lines().map(str::to_owned).collect());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -98,3 +98,10 @@ impl Naming {
         }
     }
 }
+
+/// Gives `bytes` to every decoder of this module. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    dnslink::fuzz(bytes);
+    ens::abi::fuzz(bytes);
+}

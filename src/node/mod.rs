@@ -54,6 +54,10 @@ use mesh::Mesh;
 use nat::Nat;
 pub use nat::{NatStats, Reachability};
 use pubsub::Pubsub;
+#[doc(hidden)]
+pub use pubsub::fuzz as fuzz_fetch;
+#[doc(hidden)]
+pub use swarm_key::fuzz as fuzz_swarm_key;
 pub use swarm_key::{SwarmKey, SwarmKeyError};
 
 /// Commands that may wait for the event loop.

@@ -63,6 +63,12 @@ impl SwarmKey {
     }
 }
 
+/// Reads whatever bytes as a key file: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let _ = str::from_utf8(bytes).map(SwarmKey::parse);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -160,6 +160,22 @@ pub fn manifest(config: &[u8], layers: &[Layer]) -> Result<Vec<u8>, DockerArchiv
     Ok(serde_json::to_vec(&manifest)?)
 }
 
+/// Gives `bytes` to every decoder of this module: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(images) = parse(bytes)
+        && let Ok(written) = to_bytes(&images)
+    {
+        assert!(parse(&written).is_ok(), "what was read can be written");
+    }
+    let _ = (diff_ids(bytes), describe(bytes, Vec::new()), Compression::of(bytes));
+    if let Ok(name) = str::from_utf8(bytes)
+        && let Some(digest) = digest_in_name(name)
+    {
+        assert!(name.contains(&digest.hex()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

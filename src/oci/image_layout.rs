@@ -110,6 +110,17 @@ impl Default for LayoutIndex {
     }
 }
 
+/// Reads whatever bytes as `index.json`: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(index) = LayoutIndex::parse(bytes)
+        && let Ok(images) = index.images()
+    {
+        let again = index.to_bytes().and_then(|written| LayoutIndex::parse(&written)?.images());
+        assert!(again.is_ok_and(|again| again == images), "what was read can be written");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -205,6 +205,17 @@ impl LayoutNames {
 
 const LATEST: &str = "latest";
 
+/// Reads whatever bytes as `index.json`: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(images) = parse(bytes) else { return };
+    let names = LayoutNames::new(images);
+    for tag in names.tags("") {
+        let tag: Option<Tag> = tag.parse().ok();
+        assert!(tag.is_some_and(|tag| names.find("", &tag) != Found::None), "every listed tag is found");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -217,6 +217,19 @@ fn is_media_type(text: &str) -> bool {
     text.split_once('/').is_some_and(|(kind, subtype)| is_name(kind) && is_name(subtype))
 }
 
+/// Reads whatever bytes as a manifest, an index and a list of referrers: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    for sent in [None, Some(OCI_MANIFEST), Some(OCI_INDEX), Some("text/plain")] {
+        if let Ok(parsed) = ParsedManifest::parse(sent, bytes) {
+            assert!(is_media_type(&parsed.media_type));
+            let again = ParsedManifest::parse(None, bytes);
+            assert_eq!(again.ok(), Some(parsed), "it reads the same without its content type");
+        }
+    }
+    let _ = (parse_referrers(bytes), super::platform::Platform::of_host().choose(bytes));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

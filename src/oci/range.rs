@@ -60,7 +60,22 @@ pub fn parse_content_range(header: &str) -> Option<Range<u64>> {
     let spec = spec.strip_prefix("bytes").map_or(spec, |rest| rest.trim_start_matches(['=', ' ']));
     let (first, last) = spec.split('/').next()?.split_once('-')?;
     let (Number::Is(first), Number::Is(last)) = (number(first), number(last)) else { return None };
-    (first <= last).then(|| first..last.saturating_add(1))
+    // Nothing has a byte behind the last number.
+    last.checked_add(1).filter(|end| first < *end).map(|end| first..end)
+}
+
+/// Reads whatever bytes as either header: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(header) = str::from_utf8(bytes) else { return };
+    for size_bytes in [0, 1, 1000, u64::MAX] {
+        if let RangeRequest::Part(part) = RangeRequest::parse(Some(header), size_bytes) {
+            assert!(part.start < part.end && part.end <= size_bytes, "{part:?} of {size_bytes}");
+        }
+    }
+    if let Some(chunk) = parse_content_range(header) {
+        assert!(chunk.start < chunk.end, "{chunk:?}");
+    }
 }
 
 #[cfg(test)]
@@ -101,7 +116,9 @@ mod tests {
         for header in ["0-16777215", "bytes 0-16777215/2048", "bytes 0-16777215/*", "bytes=0-16777215"] {
             assert_eq!(parse_content_range(header), Some(0..16_777_216), "{header}");
         }
-        for header in ["", "bytes", "5", "5-1", "a-b", "-5", "bytes 5-/10"] {
+        let behind_all = "18446744073709551615-18446744073709551615";
+        let found_by_fuzzing = "    bytes=99999999999999999999-999999999999999999999";
+        for header in ["", "bytes", "5", "5-1", "a-b", "-5", "bytes 5-/10", behind_all, found_by_fuzzing] {
             assert_eq!(parse_content_range(header), None, "{header}");
         }
     }

@@ -275,6 +275,18 @@ impl Parameters {
     }
 }
 
+/// Reads whatever bytes as `METHOD PATH?QUERY`: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let Some((method, target)) = str::from_utf8(bytes).ok().and_then(|text| text.split_once(' ')) else {
+        return;
+    };
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    if let Ok(route) = Route::parse(method, path, query) {
+        let _ = (route.access(), route.mount_if(|_| false));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -42,6 +42,8 @@ pub use buffers::{Buffer, Buffers};
 pub use hashed_set::HashedSet;
 pub use index::{DigestIndex, IndexEntry};
 pub use notes::Notes;
+#[doc(hidden)]
+pub use record::fuzz;
 pub use state::{
     Followed, FormerName, KnownPeer, LayoutRow, MovedRecord, OwnRecord, ReplicaRow, RootRow, State,
 };

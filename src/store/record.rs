@@ -97,8 +97,8 @@ fn checksum(header: &[u8], key: &[u8]) -> u32 {
 }
 
 /// Reads whatever bytes as a header: for fuzzing.
-#[cfg(test)]
-fn fuzz(bytes: &[u8]) {
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
     if let Some(header) = Header::decode(bytes) {
         assert!(header.body_bytes as usize <= BLOCK_BYTES_MAX);
         let written = header.encode();

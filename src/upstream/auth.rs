@@ -285,6 +285,14 @@ fn basic(user: &str, password: &str) -> Option<HeaderValue> {
     Some(header)
 }
 
+/// Reads whatever bytes as challenges, one a line: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Some((_, Some(scope))) = strongest(&text.lines().collect::<Vec<_>>()) {
+        assert!(is_for_pulling(&scope), "{scope}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -167,6 +167,13 @@ fn next_query(headers: &HeaderMap) -> Option<Vec<(String, String)>> {
     Some(url.query_pairs().into_owned().collect()).filter(|query: &Vec<_>| !query.is_empty())
 }
 
+/// Reads whatever bytes as a link: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Ok(link) = reqwest::header::HeaderValue::from_bytes(bytes) {
+        let _ = next_query(&HeaderMap::from_iter([(LINK, link)]));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use reqwest::header::HeaderValue;

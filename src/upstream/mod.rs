@@ -144,3 +144,11 @@ impl Upstreams {
         all
     }
 }
+
+/// Gives `bytes` to every decoder of this module. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    auth::fuzz(bytes);
+    lists::fuzz(bytes);
+    said::fuzz(bytes);
+}

@@ -74,6 +74,12 @@ fn on_one_line(text: &str) -> String {
     text.trim().chars().take(TEXT_CHARS_MAX).collect()
 }
 
+/// Reads whatever bytes as the body of a refusal: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let said = Said::parse(bytes).to_string();
+    assert!(said.chars().count() <= TEXT_CHARS_MAX + 4 && !said.contains(char::is_control), "{said:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

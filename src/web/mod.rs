@@ -30,7 +30,7 @@ use client::Http;
 pub use client::WebError;
 use gateways::Gateways;
 pub use places::Reach;
-pub use providers::Provider;
+pub use providers::{Provider, fuzz};
 use routers::Router;
 
 /// Providers of one search that may wait.

@@ -103,8 +103,8 @@ impl Lines {
 }
 
 /// Reads whatever bytes as an answer of either kind: for fuzzing.
-#[cfg(test)]
-pub(super) fn fuzz(bytes: &[u8]) {
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
     let read = |record: &[u8]| {
         let found = provider(record, Reach::Public);
         assert!(found.is_none_or(|found| found.addresses.len() + found.web.len() <= ADDRESSES_MAX));

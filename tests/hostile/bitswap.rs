@@ -9,8 +9,9 @@ use reqwest::StatusCode;
 use shoal::ipld::block::RAW;
 use shoal::ipld::{Block, Cid, Multihash};
 use shoal::node::bitswap::message::{Entry, Outgoing, Presence, WantType};
+use tokio::sync::mpsc;
 
-use crate::common::{Daemon, Image, daemon};
+use crate::common::{Daemon, Image, PATIENCE, daemon};
 use crate::peer::{Peer, open, read_message, send};
 
 const MIB: usize = 1 << 20;
@@ -249,4 +250,63 @@ async fn answers_before_questions_and_streams_that_are_closed_halfway_hold_up_no
 
 fn want(cid: Cid) -> Entry {
     Entry::Want { cid, want_type: WantType::Block, priority: 1, send_dont_have: true }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_want_a_hundred_thousand_times_is_answered_once_a_message_at_most() {
+    const MESSAGES: usize = 100;
+    const WANTS: usize = 1000;
+    let image = Image::new(109, &[MIB]);
+    let (publisher, hostile) = (publisher(&image).await, Peer::start().await);
+    let victim = victim(&publisher, &[&hostile]);
+    victim.serves("library/app", "1", &image).await;
+    let [last, leaf] = [0, 1].map(|n| Block::encode(RAW, Bytes::copy_from_slice(&image.blobs[n])));
+    // The same on two streams, as if they were of two sessions.
+    let mut streams = [hostile.open(&victim).await, hostile.open(&victim).await];
+    let mut sizes = sizes_of_blocks(hostile);
+    let flood = async {
+        for number in 0..MESSAGES {
+            let message = Outgoing { entries: vec![want(*leaf.cid()); WANTS], ..Outgoing::default() };
+            send(&mut streams[number % 2], &message).await.unwrap();
+        }
+        let message = Outgoing { entries: vec![want(*last.cid())], ..Outgoing::default() };
+        send(&mut streams[0], &message).await.unwrap();
+    };
+    let counting = async {
+        let mut blocks = 0;
+        while let Some(size) = sizes.recv().await {
+            match size {
+                MIB => blocks += 1,
+                _ if size == last.bytes().len() => return blocks,
+                _ => (),
+            }
+        }
+        panic!("it is never answered");
+    };
+    let late = daemon().reads(&publisher.ipns).read_only().knows(&victim).start();
+    let counting = tokio::time::timeout(2 * PATIENCE, counting);
+    let ((), blocks, ()) = future::join3(flood, counting, late.serves("library/app", "1", &image)).await;
+    let blocks = blocks.expect("the last want is answered");
+    assert!((1..=MESSAGES).contains(&blocks), "{blocks} times the same block in {MESSAGES} messages");
+    is_well(&victim).await;
+}
+
+/// The sizes of the blocks that a peer gets, on whatever stream, as they come.
+fn sizes_of_blocks(peer: Peer) -> mpsc::Receiver<usize> {
+    let (sizes, received) = mpsc::channel(64);
+    peer.tasks.clone().spawn_short("accept", |_| async move {
+        let mut peer = peer; // The whole of it, since it hangs up when a part is dropped.
+        while let Some(mut incoming) = peer.incoming.recv().await {
+            let sizes = sizes.clone();
+            peer.tasks.spawn_short("receive", |_| async move {
+                while let Some(message) = read_message(&mut incoming.stream).await {
+                    for block in &message.blocks {
+                        // The test may have ended.
+                        let _ = sizes.send(block.size_bytes()).await;
+                    }
+                }
+            });
+        }
+    });
+    received
 }

@@ -178,7 +178,7 @@ async fn records_without_end_leave_room_for_those_of_others() {
 
 /// The message of identify (libp2p specification `identify`).
 #[derive(Clone, PartialEq, Message)]
-struct Identify {
+pub struct Identify {
     #[prost(bytes = "vec", optional, tag = "1")]
     public_key: Option<Vec<u8>>,
     #[prost(bytes = "vec", repeated, tag = "2")]
@@ -193,15 +193,15 @@ const IDENTIFY: StreamProtocol = StreamProtocol::new("/ipfs/id/1.0.0");
 const PUSH: StreamProtocol = StreamProtocol::new("/ipfs/id/push/1.0.0");
 
 /// A peer that answers nothing but what it says of itself.
-struct Talker {
-    control: streams::Control,
-    incoming: mpsc::Receiver<streams::Incoming>,
+pub struct Talker {
+    pub control: streams::Control,
+    pub incoming: mpsc::Receiver<streams::Incoming>,
     key: Keypair,
     _tasks: Tasks,
 }
 
 impl Talker {
-    fn start(victim: &Daemon) -> Self {
+    pub fn start(victim: &Daemon) -> Self {
         let key = Keypair::generate_ed25519();
         let (sender, incoming) = mpsc::channel(64);
         let (behaviour, control) = streams::Behaviour::new(vec![IDENTIFY], sender);
@@ -222,7 +222,7 @@ impl Talker {
     }
 
     /// As many addresses as fit, all of them others each time; and as many protocols, or long ones.
-    fn says(&self, round: usize) -> Identify {
+    pub fn says(&self, round: usize) -> Identify {
         let address = |n: usize| {
             let net = ["8.8", "10.0", "192.168", "127.0"][n % 4];
             let text = format!("/ip4/{net}.{}.{}/tcp/{}", round % 250, n % 250, 1 + n);
@@ -239,7 +239,7 @@ impl Talker {
     }
 }
 
-async fn say(stream: &mut libp2p::swarm::Stream, message: &Identify) {
+pub async fn say(stream: &mut libp2p::swarm::Stream, message: &Identify) {
     // The daemon may have heard enough.
     let _ = stream.write_all(&message.encode_length_delimited_to_vec()).await;
     let _ = stream.close().await;

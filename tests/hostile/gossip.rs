@@ -4,15 +4,20 @@
 
 use std::time::Instant;
 
+use futures::AsyncWriteExt;
+use libp2p::StreamProtocol;
 use libp2p::identity::Keypair;
+use prost::Message;
 use shoal::ipld::Cid;
 use shoal::ipld::ipns::IpnsName;
 
 use crate::author::{Author, has_seen, has_taken};
 use crate::common::{Daemon, Image, PATIENCE};
 use crate::forge::{Forged, name_of};
-use crate::gossiper::{FetchAnswer, Gossiper, NOT_FOUND};
+use crate::gossiper::{FetchAnswer, Gossiper, NOT_FOUND, topic};
+use crate::peer::{Peer, peer_of};
 
+const GOSSIPSUB: StreamProtocol = StreamProtocol::new("/meshsub/1.1.0");
 const MEMORY_BYTES_MAX: u64 = 320 << 20;
 
 /// An author, a daemon that serves his tree from record 5, the tree's root, and one that is to follow it.
@@ -178,4 +183,95 @@ async fn a_hundred_thousand_fetches_hold_up_nobody() {
     honest.say(scene.good(6)).await;
     has_taken(&scene.reader, &scene.next).await;
     assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);
+}
+
+/// A message of gossipsub, and what carries it (libp2p specification `pubsub`).
+#[derive(Clone, PartialEq, Message)]
+struct Said {
+    #[prost(bytes = "vec", tag = "1")]
+    from: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    data: Vec<u8>,
+    #[prost(bytes = "vec", tag = "3")]
+    number: Vec<u8>,
+    #[prost(string, tag = "4")]
+    topic: String,
+    #[prost(bytes = "vec", tag = "5")]
+    signature: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Rpc {
+    #[prost(message, repeated, tag = "2")]
+    publish: Vec<Said>,
+}
+
+impl Said {
+    /// What `author` says as the message of this number, by which others know it.
+    fn by(author: &Keypair, number: u64, topic: String, data: Vec<u8>) -> Self {
+        let from = author.public().to_peer_id().to_bytes();
+        let unsigned =
+            Self { from, data, number: number.to_be_bytes().to_vec(), topic, signature: Vec::new() };
+        let signed = [b"libp2p-pubsub:".as_slice(), &unsigned.encode_to_vec()].concat();
+        Self { signature: author.sign(&signed).unwrap(), ..unsigned }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_a_message_is_taken_by_no_forgery_and_stands_for_one_record() {
+    let scene = Scene::set(306).await;
+    let (honest, mut witness) = (scene.meets().await, scene.meets().await);
+    let (peer, author) = (Peer::serving(vec![GOSSIPSUB]).await, Keypair::generate_ed25519());
+    peer.meets(&scene.reader).await;
+    let (_, mut stream) = peer.control.open(peer_of(&scene.reader), vec![GOSSIPSUB]).await.unwrap();
+    let said = |data: Vec<u8>| Said::by(&author, 1, topic(&scene.name), data);
+    // The number that the author will use next, in his name: what he says with it is heard all the same.
+    let forged = Said { data: scene.good(9), ..said(scene.good(6)) };
+    let first = said(scene.good(6));
+    for message in [forged, first.clone()] {
+        let rpc = Rpc { publish: vec![message] }.encode_length_delimited_to_vec();
+        stream.write_all(&rpc).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    has_taken(&scene.reader, &scene.next).await;
+    assert_eq!(witness.hears().await, first.data);
+    // Other records under the same id, in one message and in many, are none at all.
+    let again: Vec<Said> = (7..60).map(|sequence| said(scene.good(sequence))).collect();
+    for publish in again.chunks(10) {
+        let rpc = Rpc { publish: publish.to_vec() }.encode_length_delimited_to_vec();
+        stream.write_all(&rpc).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+    let record = scene.good(60);
+    honest.say(record.clone()).await;
+    assert_eq!(witness.hears().await, record, "nothing came in between");
+    has_seen(&scene.reader, 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_records_with_one_sequence_all_keep_the_one_that_lives_longer() {
+    let scene = Scene::set(307).await;
+    let other = scene.author.reader();
+    other.serves("library/app", "1", &Image::new(307, &[1000])).await;
+    let of = |root: &Cid, hours: i64| {
+        Forged { hours, ..Forged::new(&format!("/ipfs/{root}"), 6) }.sign(&scene.author.key)
+    };
+    let (longer, shorter) = (of(&scene.next, 48), of(&scene.root, 12));
+    // To one of them in this order, to the other in that.
+    for (reader, records) in [(&scene.reader, [&longer, &shorter]), (&other, [&shorter, &longer])] {
+        let mut peer = Gossiper::start(&scene.name);
+        peer.meets(reader).await;
+        for record in records.into_iter().cycle().take(200) {
+            peer.say(record.clone()).await;
+        }
+        has_taken(reader, &scene.next).await;
+        assert_eq!(reader.status().readonly[0].sequence, Some(6));
+    }
+    // Whoever asks is told that one, and one that is honest goes before both.
+    let peer = scene.meets().await;
+    let told = peer.fetch(&scene.reader, &scene.name.routing_key()).await.unwrap();
+    assert_eq!(told.data, longer);
+    peer.say(Forged::new(&format!("/ipfs/{}", scene.root), 7).sign(&scene.author.key)).await;
+    has_taken(&scene.reader, &scene.root).await;
+    has_seen(&scene.reader, 7).await;
 }

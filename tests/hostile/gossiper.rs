@@ -53,6 +53,11 @@ pub struct FetchAnswer {
 
 pub const NOT_FOUND: i32 = 1;
 
+/// The topic of a name (specification of the IPNS PubSub router).
+pub fn topic(name: &IpnsName) -> String {
+    format!("/record/{}", Base::Base64Url.encode(name.routing_key()))
+}
+
 pub struct Gossiper {
     pub control: Control,
     /// Fetches that are asked of it.
@@ -68,7 +73,7 @@ pub struct Gossiper {
 impl Gossiper {
     /// On the topic of a name.
     pub fn start(name: &IpnsName) -> Self {
-        let topic = IdentTopic::new(format!("/record/{}", Base::Base64Url.encode(name.routing_key())));
+        let topic = IdentTopic::new(topic(name));
         let (sender, asked) = mpsc::channel(64);
         let (streams, control) = streams::Behaviour::new(vec![FETCH], sender);
         let swarm = SwarmBuilder::with_existing_identity(Keypair::generate_ed25519())

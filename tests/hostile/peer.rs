@@ -63,6 +63,11 @@ impl Peer {
         Self::speaking(spoken, false).await
     }
 
+    /// One that takes streams of these protocols instead. Who takes none of gossipsub is heard by nobody there.
+    pub async fn serving(streams: Vec<StreamProtocol>) -> Self {
+        Self::speaking(streams, true).await
+    }
+
     async fn speaking(streams: Vec<StreamProtocol>, in_the_dht: bool) -> Self {
         let (sender, incoming) = mpsc::channel(64);
         let (streams, control) = streams::Behaviour::new(streams, sender);

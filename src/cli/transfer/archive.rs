@@ -342,6 +342,20 @@ impl Seek for Metered {
     }
 }
 
+/// Reads whatever bytes as a tar archive: for fuzzing.
+pub(in crate::cli) fn fuzz(bytes: &[u8]) {
+    let file =
+        tempfile::tempfile().and_then(|mut file| io::Write::write_all(&mut file, bytes).map(|()| file));
+    let tar = file.ok().and_then(|file| Tar::open("fuzz".to_owned(), file).ok());
+    let Some(tar) = tar else { return };
+    let names: Vec<String> = tar.members.keys().cloned().collect();
+    let archive = Archive::Tar(Arc::new(tar));
+    for name in names {
+        assert!(inner_name(&name).is_some(), "{name} stays inside");
+        let _ = archive.read_small(&name, 1 << 20);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

@@ -70,8 +70,7 @@ async fn accept_all(
         let server = Server { router, limits, tasks: tasks.clone() };
         let client = Client { peer: Some(peer), ..Client::default() };
         tasks.spawn_short("peer", |stop| async move {
-            let _place = place;
-            Box::pin(server.serve(Box::new(io), client, Protocol::Http1, stop)).await;
+            place.hold(Box::pin(server.serve(Box::new(io), client, Protocol::Http1, stop))).await;
         });
     }
 }

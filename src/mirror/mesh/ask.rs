@@ -342,6 +342,17 @@ fn peers(headers: &HeaderMap, name: &HeaderName) -> Vec<Peer> {
     names.filter(|name| !name.is_empty() && name.len() <= 128).take(PEERS_MAX).map(Peer::new).collect()
 }
 
+/// Reads whatever bytes as the headers of an answer: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    let names = [CONTENT_LENGTH, CONTENT_RANGE, REFER, PATH];
+    for name in names {
+        let headers = HeaderMap::from_iter([(name.clone(), value.clone())]);
+        let (_, named) = (extent(&headers), peers(&headers, &name));
+        assert!(named.len() <= PEERS_MAX);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

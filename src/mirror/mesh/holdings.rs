@@ -227,6 +227,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Reads whatever bytes as a message after another: for fuzzing.
+pub(super) fn fuzz(bytes: &[u8]) {
+    let mut theirs = Theirs::default();
+    for message in [&bytes[..bytes.len() / 2], &bytes[bytes.len() / 2..], bytes] {
+        let _ = theirs.hear(message);
+        assert!(theirs.entries.len() <= ENTRIES_MAX);
+        assert!(theirs.entries.is_sorted_by(|a, b| a.key() < b.key()), "one entry for each key, in order");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -297,3 +297,10 @@ impl Mesh {
         self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Gives `bytes` to every decoder of this module. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    ask::fuzz(bytes);
+    holdings::fuzz(bytes);
+}

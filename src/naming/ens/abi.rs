@@ -105,6 +105,16 @@ pub(super) fn from_hex(text: &str) -> Option<Vec<u8>> {
     digits.chunks(2).map(pair).collect()
 }
 
+/// Reads whatever bytes as what a contract returns: for fuzzing.
+pub(in crate::naming) fn fuzz(bytes: &[u8]) {
+    let _ = (address(bytes), self::bytes(bytes).and_then(contenthash));
+    if let Some(path) = contenthash(bytes) {
+        assert!(path.to_string().parse::<IpfsPath>().is_ok_and(|again| again == path), "{path}");
+    }
+    assert_eq!(from_hex(&to_hex(bytes)).as_deref(), Some(bytes));
+    let _ = str::from_utf8(bytes).map(from_hex);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

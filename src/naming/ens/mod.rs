@@ -1,7 +1,7 @@
 //! ENS: the registry says who resolves a name, the resolver what its contenthash is (EIP-137, EIP-1577), both by
 //! `eth_call` of an Ethereum node's JSON-RPC.
 
-mod abi;
+pub(super) mod abi;
 
 use reqwest::Client;
 use reqwest::redirect::Policy;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt};
 use jiff::Timestamp;
 use libp2p::PeerId;
 use libp2p::swarm::StreamProtocol;
@@ -171,6 +171,20 @@ async fn read<M: Message + Default>(
     let mut message = vec![0; size_bytes];
     stream.read_exact(&mut message).await?;
     M::decode(Bytes::from(message)).map_err(|error| invalid(error.to_string()))
+}
+
+/// Reads whatever bytes as a request and as an answer: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let cursor = || futures::io::Cursor::new(bytes);
+    if let Some(Ok(request)) = read::<Request>(&mut cursor(), REQUEST_BYTES_MAX).now_or_never() {
+        assert!(request.identifier.len() <= REQUEST_BYTES_MAX);
+        let _ = IpnsName::from_routing_key(&request.identifier);
+    }
+    if let Some(Ok(answer)) = read::<Answer>(&mut cursor(), ANSWER_BYTES_MAX).now_or_never() {
+        assert!(answer.data.len() <= ANSWER_BYTES_MAX);
+        let _ = Status::try_from(answer.status);
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ use super::streams::Incoming;
 use crate::ipld::ipns::{IpnsError, IpnsName, IpnsRecord};
 use crate::tasks::Tasks;
 pub(super) use fetch::FETCH;
+#[doc(hidden)]
+pub use fetch::fuzz;
 use fetch::{FetchError, Newest};
 pub(super) use gossip::{Gossip, build};
 

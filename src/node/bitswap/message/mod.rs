@@ -410,5 +410,15 @@ mod wire {
     }
 }
 
+/// Reads whatever bytes as a message: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(message) = Message::decode(Bytes::copy_from_slice(bytes)) {
+        assert!(message.entries.len() <= ENTRIES_MAX);
+        assert!(message.presences.len() <= ANSWERS_MAX && message.blocks.len() <= ANSWERS_MAX);
+        message.blocks.into_iter().for_each(|block| _ = block.identify());
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -3,15 +3,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::ipld::block::{Block, DAG_PB, RAW};
 
-/// Reading foreign bytes must end, without a panic, within the bounds.
-pub(super) fn fuzz(bytes: &[u8]) {
-    if let Ok(message) = Message::decode(Bytes::copy_from_slice(bytes)) {
-        assert!(message.entries.len() <= ENTRIES_MAX);
-        assert!(message.presences.len() <= ANSWERS_MAX && message.blocks.len() <= ANSWERS_MAX);
-        message.blocks.into_iter().for_each(|block| _ = block.identify());
-    }
-}
-
 fn block(text: &'static [u8]) -> Block {
     Block::encode(RAW, Bytes::from_static(text))
 }
