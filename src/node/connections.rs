@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +29,35 @@ pub(super) struct Connection {
     /// Since when it goes through a relay; `None`: it is direct.
     pub(super) relayed_since: Option<Instant>,
     pub(super) requests: mpsc::Sender<OpenRequest>,
-    pub(super) keep_alive: Arc<AtomicBool>,
+    pub(super) kept: Kept,
+}
+
+/// Why a connection stays although no stream is open on it, or none that counts.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Reason {
+    /// The peer is one of those that are to be connected.
+    Wanted = 1,
+    /// Bitswap waits for it, or owes it something.
+    Exchange = 2,
+}
+
+/// The reasons for which a connection stays. Its handler shares them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept(Arc<AtomicU8>);
+
+impl Kept {
+    fn set(&self, reason: Reason, holds: bool) {
+        if holds {
+            self.0.fetch_or(reason as u8, Ordering::Relaxed);
+        } else {
+            self.0.fetch_and(!(reason as u8), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
 }
 
 impl Peers {
@@ -65,9 +93,9 @@ impl Peers {
         (until > Instant::now()).then_some(until)
     }
 
-    pub(super) fn keep_alive(&self, peer: &PeerId, keep: bool) {
+    pub(super) fn keep(&self, peer: &PeerId, reason: Reason, holds: bool) {
         for connection in self.lock().get(peer).into_iter().flatten() {
-            connection.keep_alive.store(keep, Ordering::Relaxed);
+            connection.kept.set(reason, holds);
         }
     }
 
@@ -137,11 +165,26 @@ mod tests {
         assert!(!is_dead(&failure_after(|| StreamUpgradeError::Io(io::ErrorKind::ConnectionReset.into()))));
     }
 
+    #[test]
+    fn a_connection_stays_until_the_last_reason_has_gone() {
+        let (peers, peer) = (Peers::default(), PeerId::random());
+        let (connection, _inbox) = connection(0, false);
+        let kept = connection.kept.clone();
+        peers.insert(peer, connection);
+        assert!(!kept.is_any());
+        peers.keep(&peer, Reason::Wanted, true);
+        peers.keep(&peer, Reason::Exchange, true);
+        peers.keep(&peer, Reason::Exchange, false);
+        assert!(kept.is_any(), "Bitswap has done with a peer that is wanted");
+        peers.keep(&peer, Reason::Wanted, false);
+        assert!(!kept.is_any());
+    }
+
     fn connection(n: usize, relayed: bool) -> (Connection, mpsc::Receiver<OpenRequest>) {
         let (requests, inbox) = mpsc::channel(1);
         let id = ConnectionId::new_unchecked(n);
         let relayed_since = relayed.then(Instant::now);
-        (Connection { id, relayed_since, requests, keep_alive: Arc::default() }, inbox)
+        (Connection { id, relayed_since, requests, kept: Kept::default() }, inbox)
     }
 
     #[tokio::test(start_paused = true)]

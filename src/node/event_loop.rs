@@ -288,7 +288,8 @@ impl EventLoop {
 
     /// Keeps a connection open, or no longer.
     fn keep(&self, peer: &PeerId) {
-        self.control.keep_alive(peer, self.book.is_wanted(peer) || self.mesh.is_trusted(peer));
+        let is_wanted = self.book.is_wanted(peer) || self.mesh.is_trusted(peer);
+        self.control.keep(peer, connections::Reason::Wanted, is_wanted);
     }
 
     pub(super) fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {

@@ -8,8 +8,6 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{fmt, io};
@@ -30,7 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::PollSender;
 
-use super::connections::{Connection, Peers};
+pub use super::connections::Reason;
+use super::connections::{Connection, Kept, Peers};
 
 /// Inbound streams of one connection that may wait for one channel; those above it are reset.
 const INBOUND_WAITING_MAX: usize = 256;
@@ -104,7 +103,7 @@ impl Behaviour {
             queues: self.takers.iter().map(Queue::new).collect(),
             requests: None,
             opening: 0,
-            keep_alive: Arc::default(),
+            kept: Kept::default(),
         }
     }
 }
@@ -138,9 +137,9 @@ impl Control {
         Err(OpenError::NotConnected(peer))
     }
 
-    /// Whether the present connections to the peer are kept although no stream is open on them, or none that counts.
-    pub fn keep_alive(&self, peer: &PeerId, keep: bool) {
-        self.peers.keep_alive(peer, keep);
+    /// Whether there is this reason to keep the present connections to the peer.
+    pub fn keep(&self, peer: &PeerId, reason: Reason, holds: bool) {
+        self.peers.keep(peer, reason, holds);
     }
 }
 
@@ -152,7 +151,7 @@ pub(super) struct OpenRequest {
 /// What a handler gets once its connection counts as established.
 pub struct Requests {
     requests: mpsc::Receiver<OpenRequest>,
-    keep_alive: Arc<AtomicBool>,
+    kept: Kept,
 }
 
 impl fmt::Debug for Requests {
@@ -192,12 +191,11 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ConnectionEstablished(established) => {
                 let (peer, id) = (established.peer_id, established.connection_id);
                 let (sender, requests) = mpsc::channel(OPENING_MAX);
-                let keep_alive = Arc::<AtomicBool>::default();
+                let kept = Kept::default();
                 let relayed_since = established.endpoint.is_relayed().then(Instant::now);
-                let connection =
-                    Connection { id, relayed_since, requests: sender, keep_alive: keep_alive.clone() };
+                let connection = Connection { id, relayed_since, requests: sender, kept: kept.clone() };
                 self.peers.insert(peer, connection);
-                self.to_handlers.push_back((peer, id, Requests { requests, keep_alive }));
+                self.to_handlers.push_back((peer, id, Requests { requests, kept }));
             }
             FromSwarm::ConnectionClosed(closed) => {
                 self.peers.remove(&closed.peer_id, closed.connection_id);
@@ -229,7 +227,7 @@ pub struct Handler {
     requests: Option<mpsc::Receiver<OpenRequest>>,
     /// Streams in negotiation.
     opening: usize,
-    keep_alive: Arc<AtomicBool>,
+    kept: Kept,
 }
 
 /// The inbound streams of a connection that one taker has not taken yet.
@@ -286,12 +284,12 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.keep_alive.load(Ordering::Relaxed)
+        self.kept.is_any()
     }
 
     fn on_behaviour_event(&mut self, event: Self::FromBehaviour) {
         self.requests = Some(event.requests);
-        self.keep_alive = event.keep_alive;
+        self.kept = event.kept;
     }
 
     fn poll(

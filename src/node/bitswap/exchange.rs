@@ -18,7 +18,7 @@ use super::{BitswapLimits, BitswapStats, receive, send};
 use crate::ipfs::{IpfsError, Want};
 use crate::ipld::block::IDENTITY;
 use crate::ipld::{Block, Cid, Multihash};
-use crate::node::streams::{Control, Incoming};
+use crate::node::streams::{Control, Incoming, Reason};
 use crate::store::{Blockstore, Buffers};
 use crate::tasks::Tasks;
 
@@ -268,7 +268,7 @@ impl Inner {
             let busy = state.sessions.is_busy(peer)
                 || state.ledgers.owes(peer)
                 || link.writing.load(Ordering::Relaxed) > 0;
-            self.control.keep_alive(peer, busy);
+            self.control.keep(peer, Reason::Exchange, busy);
         }
         drop(state);
         for root in find {
