@@ -151,10 +151,9 @@ impl Endpoint {
     /// How long an answer may be waited for. While one request finds out whether a rest did any good, the others wait: to be
     /// refused would send them elsewhere for what is here in a moment.
     async fn admit(&self, kind: Kind, patience: Duration) -> Result<Duration, UpstreamError> {
-        let begun = Instant::now();
+        let (begun, mut left) = (Instant::now(), patience);
         loop {
             let settled = self.settled.notified();
-            let left = patience.saturating_sub(begun.elapsed());
             let Rest { wait, last, is_probed } =
                 match self.state().breaker.may_ask(Instant::now(), kind, left) {
                     Ok(patience) => return Ok(patience),
@@ -164,6 +163,7 @@ impl Endpoint {
             if !is_probed || timeout_at(until, settled).await.is_err() {
                 return Err(UpstreamError::Resting { host: self.host.clone(), wait, last });
             }
+            left = patience.saturating_sub(begun.elapsed());
         }
     }
 
