@@ -94,10 +94,22 @@ async fn a_pull_names_where_each_blob_comes_from() {
     pair.upstream.push("team/app", "1", &image).await;
     let moved = |from: &str| {
         let events = pair.run(&format!("pull --json {APP}")).events();
+        // The config was fetched before the manifest was given out, and may be in the cache by now.
+        let config = Digest::sha256(&image.blobs[0]).to_string();
+        let is_as_told = |event: &&Value| {
+            event["source"] == from || event["source"] == "cache" && event["digest"] == config
+        };
         let blobs: Vec<&Value> = events.iter().filter(|event| event["event"] == "blob").collect();
-        assert!(!blobs.is_empty() && blobs.iter().all(|blob| blob["source"] == from), "{events:?}");
+        assert!(!blobs.is_empty() && blobs.iter().all(is_as_told), "{events:?}");
         let done = events.last().unwrap();
-        assert_eq!(done["bytes_by_source"], serde_json::json!({ from: bytes_of(&image) }), "{done}");
+        let by_source = done["bytes_by_source"].as_object().unwrap();
+        let of_layers = bytes_of(&image) - image.blobs[0].len() as u64;
+        assert!(by_source[from].as_u64().unwrap() >= of_layers, "{done}");
+        assert_eq!(
+            by_source.values().map(|bytes| bytes.as_u64().unwrap()).sum::<u64>(),
+            bytes_of(&image),
+            "{done}"
+        );
         assert!(done["seconds"].as_f64().unwrap() > 0.0, "{done}");
     };
     moved(&format!("upstream={REGISTRY}"));

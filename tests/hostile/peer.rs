@@ -158,14 +158,24 @@ pub async fn open(control: &Control, peer: PeerId) -> Stream {
 
 async fn run(mut swarm: Swarm<Behaviour>, mut inbox: mpsc::Receiver<Command>) {
     let mut asked: HashMap<QueryId, Asked> = HashMap::new();
+    let mut dialled = None;
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
-                Some(Command::Dial(address)) => swarm.dial(address).unwrap(),
+                Some(Command::Dial(address)) => {
+                    dialled = Some(address.clone());
+                    swarm.dial(address).unwrap();
+                }
                 Some(command) => begin(&mut swarm, &mut asked, command),
                 None => return,
             },
             event = swarm.select_next_some() => match event {
+                // On a busy machine a handshake takes longer than it may. Who was dialled by somebody else may be connected.
+                SwarmEvent::OutgoingConnectionError { error, .. } if dialled.is_some() => {
+                    eprintln!("dialled again: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let _ = dialled.clone().map(|address| swarm.dial(address));
+                }
                 SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
                     peer_id, info, ..
                 })) => {
