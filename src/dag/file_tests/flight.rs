@@ -103,9 +103,14 @@ async fn a_fetch_ends_with_the_last_who_waits_for_it() {
     f.far.hold();
     let want = Want { cid: child.cid, root: child.cid };
     let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(f.reader.fetch(want))).collect();
+    let all_wait = async {
+        while f.reader.waiting(&child.cid) < 5 {
+            tokio::task::yield_now().await;
+        }
+    };
     tokio::select! {
         _ = join_all(&mut waiting) => panic!("fetched from a network that holds"),
-        () = f.far.until_pending(1) => (),
+        ((), ()) = async { tokio::join!(f.far.until_pending(1), all_wait) } => (),
     }
     let last = waiting.split_off(4);
     drop(waiting);
