@@ -32,6 +32,24 @@ has_inside() { ip netns exec "$1" curl -sfI "http://$2/v2/bench/app/blobs/$3" >/
 line_seconds() { awk -v mb="$1" -v mbit="$2" 'BEGIN {print mb * 8 / mbit}'; }
 limited() { ip netns exec "$1" tc qdisc replace dev "$2" root tbf rate "$3mbit" burst 256kb latency 200ms; }
 
+# layout COUNT BYTES - a new OCI layout of one image in $W/layout, with so many layers of this size; prints the digest of the first.
+layout() {
+  rm -rf "$W/layout"; mkdir -p "$W/layout/blobs/sha256"
+  python3 - "$W/layout" "$1" "$2" <<'P'
+import hashlib, json, os, sys
+def blob(data, kind):
+    digest = hashlib.sha256(data).hexdigest()
+    with open(f"{sys.argv[1]}/blobs/sha256/{digest}", "wb") as file: file.write(data)
+    return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+layers = [blob(os.urandom(int(sys.argv[3])), "layer.v1.tar") for _ in range(int(sys.argv[2]))]
+manifest = {"schemaVersion": 2, "config": blob(b"{}", "config.v1+json"), "layers": layers}
+index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
+for name, what in (("index.json", index), ("oci-layout", {"imageLayoutVersion": "1.0.0"})):
+    with open(f"{sys.argv[1]}/{name}", "w") as file: json.dump(what, file)
+print(layers[0]["digest"])
+P
+}
+
 for wanted in $ROWS; do case $wanted in
 mixed)
   shoal_config a "" ""; shoal_start a
@@ -41,10 +59,11 @@ mixed)
   kubos() { fresh_blob "$W/fresh" >/dev/null; local cid; cid=$(kubo k1 add -Q "$W/fresh"); sync; seconds kubo k2 cat "$cid"; }
   from_kubo() {
     local cid digest
-    rm -rf "$W/layout"; image "$W/layout" 1 --seed "$RANDOM$RANDOM" --layers 1 --kib $((MB * 1000000 / 1024)) --plain
-    digest=$(jq -r '.layers | max_by(.size) | .digest' "$W/layout/blobs/sha256/${DIGEST#sha256:}")
+    digest=$(layout 1 $((MB * 1000000)))
     cid=$(kubo k1 add -Q -r "$W/layout"); sync
-    seconds curl -sf -o /dev/null "http://$b_registry/v2/ipfs/$cid/blobs/$digest"
+    seconds curl -sf -o "$W/got" "http://$b_registry/v2/ipfs/$cid/blobs/$digest"
+    [ "$(stat -c %s "$W/got")" = $((MB * 1000000)) ] || fail "the blob did not come whole"
+    rm "$W/got"
   }
   to_kubo() {
     local d; d=$(fresh_blob "$W/fresh"); push_blob "$a_registry" "$W/fresh" "$d" PUT
@@ -64,9 +83,8 @@ line)
   for end in near far; do limited $end wan 100; done
   inside_start near 10.8.0.1 "" ""
   inside_start far 10.8.0.2 "$near_p2p" "$near_ipns" ""
-  MB=60
   far() {
-    local d; d=$(fresh_blob "$W/fresh")
+    local d; d=$(MB=60 fresh_blob "$W/fresh")
     ip netns exec near bash -c '. "$0"; push_blob "$@"' "$(dirname "$0")/lib.sh" "$near_registry" "$W/fresh" "$d" PUT
     wait_for 20 "the reader knows the blob" has_inside far "$far_registry" "$d"
     seconds inside_get far "$far_registry" "$d"
@@ -76,7 +94,6 @@ line)
   shoal_stop far; shoal_stop near
   ;;
 many)
-  MB=60
   ip link add many type bridge; ip link set many up
   holders=(h1 h2 h3 h4)
   for n in 1 2 3 4 5; do
@@ -86,7 +103,7 @@ many)
     ip -n $name addr add "10.7.0.$n/24" dev eth0; ip -n $name link set eth0 up
   done
   inside_start h1 10.7.0.1 "" ""
-  digest=$(fresh_blob "$W/fresh")
+  digest=$(MB=60 fresh_blob "$W/fresh")
   ip netns exec h1 bash -c '. "$0"; push_blob "$@"; curl -sf -X PUT -H "Content-Type: application/vnd.oci.image.manifest.v1+json" -d "$5" -o /dev/null "http://$1/v2/bench/app/manifests/1"' \
     "$(dirname "$0")/lib.sh" "$h1_registry" "$W/fresh" "$digest" PUT \
     "{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"config\":{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"$digest\",\"size\":60000000},\"layers\":[]}"
@@ -135,24 +152,8 @@ small)
   KEY="" shoal_config d "$c_p2p" ""; shoal_start d
   for k in k3 k4; do kubo_start $k; done
   kubo k4 swarm connect "$k3_p2p" >/dev/null
-  # A layout of one image; all its layers are of 4 KiB.
-  files() {
-    rm -rf "$W/layout"; mkdir -p "$W/layout/blobs/sha256"
-    python3 - "$W/layout" <<'P'
-import hashlib, json, os, sys
-def blob(data, kind):
-    digest = hashlib.sha256(data).hexdigest()
-    with open(f"{sys.argv[1]}/blobs/sha256/{digest}", "wb") as file: file.write(data)
-    return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
-layers = [blob(os.urandom(4096), "layer.v1.tar") for _ in range(4096)]
-manifest = {"schemaVersion": 2, "config": blob(b"{}", "config.v1+json"), "layers": layers}
-index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
-for name, what in (("index.json", index), ("oci-layout", {"imageLayoutVersion": "1.0.0"})):
-    with open(f"{sys.argv[1]}/{name}", "w") as file: json.dump(what, file)
-P
-  }
   ours() {
-    local cid; files
+    local cid; layout 4096 4096 >/dev/null
     cid=$("$SHOAL" layout add --config "$W/c/config.yaml" --json "$W/layout" | jq -r 'select(.cid?) | .cid' | tail -1)
     for file in "$W"/layout/blobs/sha256/*; do
       printf 'url = "http://%s/v2/ipfs/%s/blobs/sha256:%s"\noutput = /dev/null\n' "$d_registry" "$cid" "${file##*/}"
@@ -160,7 +161,7 @@ P
     sync; seconds curl -sf --no-progress-meter -Z --parallel-max 32 -K "$W/urls"
   }
   # A pin fetches many blocks at a time; `get` takes one after the other, and forty times as long.
-  theirs() { local cid; files; cid=$(kubo k3 add -Q -r "$W/layout"); sync; seconds kubo k4 pin add "$cid"; }
+  theirs() { local cid; layout 4096 4096 >/dev/null; cid=$(kubo k3 add -Q -r "$W/layout"); sync; seconds kubo k4 pin add "$cid"; }
   in_turn ours theirs; row "cold 4096 files of 4 KiB / Kubo to Kubo" "$A" "$B" s lower 3
   shoal_stop d; shoal_stop c; stop "$k3_pid"; stop "$k4_pid"
   ;;
