@@ -8,13 +8,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cid::Cid;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use hyper::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::ipld::{Block, Multihash};
 
 /// A block that somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,6 +163,11 @@ pub trait Ipfs: Send + Sync + 'static {
     /// Makes these roots findable: the node announces them in the background, at a bounded rate, and again before
     /// the announcements expire. Returns when they are queued.
     async fn provide(&self, roots: &[Cid]) -> Result<(), IpfsError>;
+    /// The same for blobs by their digests, which the node serves over HTTP and which need not be the hash of any block. A
+    /// Kubo announces blocks alone: there it does nothing.
+    async fn provide_digests(&self, _digests: &[Multihash]) -> Result<(), IpfsError> {
+        Ok(())
+    }
     /// The newest valid record that the network knows; [`IpfsError::NoRecord`] only if somebody was asked.
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError>;
     /// Puts a record, ours or one that we keep alive; returns when enough peers hold it.
@@ -185,6 +191,11 @@ pub trait Ipfs: Send + Sync + 'static {
     /// The peers that share pulled-through images with us: trusted, connected, and daemons like this one. Sorted. The
     /// value changes as they come and go.
     fn mesh(&self) -> watch::Receiver<Arc<[Peer]>>;
+    /// Looks for peers that are said to have a blob of this digest. They come as they are found and connected to, and may
+    /// be asked by [`Ipfs::request`]; ends with the look-up, within half a minute. A Kubo lets us ask nobody: none.
+    fn find_digest(&self, _digest: &Multihash) -> BoxStream<'static, Peer> {
+        futures::stream::empty().boxed()
+    }
     /// Sends a request to a connected peer, in the mesh or not, and returns with the head of its answer, within half a
     /// minute. The URI is a path with its query; a missing `Host` is filled in. Dropping the future or the body resets
     /// the stream. Never dials.

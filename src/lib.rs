@@ -47,7 +47,8 @@
 //! *A pull-through.* What no tree has is looked for at the registry that the request means. A tag is confirmed by a `HEAD`
 //! unless that was done within its time to live; a manifest or blob becomes one fill, however many ask: its bytes go to all
 //! readers as they come and, as a push would, into a second store with a tree of its own, whose blocks no stranger gets.
-//! Its last byte goes out, and its commit is made, only if the digest matched.
+//! Its last byte goes out, and its commit is made, only if the digest matched. Where the registry gives no answer, whoever
+//! announces the digest in the DHT is asked.
 //!
 //! *A place anywhere on IPFS.* A repository such as `ipns/<name>/<path>` says itself where it lies. The name is resolved
 //! within a budget, or its last answer counts; directories are walked down to an image layout, whose index says what a tag

@@ -167,9 +167,9 @@ impl Stranger {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_gets_public_blocks_by_cid_and_nothing_else() {
-    let daemon = daemon().start();
-    daemon.push("library/app", "1", &Image::small(1)).await;
+async fn a_stranger_gets_public_blocks_by_cid_and_blobs_by_digest_and_nothing_else() {
+    let (daemon, image) = (daemon().start(), Image::small(1));
+    daemon.push("library/app", "1", &image).await;
     let root: Cid = daemon.status().own.unwrap().root.parse().unwrap();
     let stranger = Stranger::of(&daemon).await;
 
@@ -187,7 +187,13 @@ async fn a_stranger_gets_public_blocks_by_cid_and_nothing_else() {
         (status, protocols.as_ref()),
         (StatusCode::OK, br#"{"/ipfs/gateway":{"path":"/"}}"#.as_slice())
     );
+    for blob in image.blobs.iter().chain([&image.manifest]) {
+        let (status, bytes) = stranger.get(&format!("/v2/any/blobs/{}", Digest::sha256(blob))).await;
+        assert_eq!((status, bytes.as_ref()), (StatusCode::OK, blob.as_slice()));
+    }
     for (path, expected) in [
+        (format!("/v2/any/blobs/{}", Digest::sha256(b"absent")), StatusCode::NOT_FOUND),
+        ("/v2/any/blobs/sha256:ab".to_owned(), StatusCode::BAD_REQUEST),
         ("/v2/".to_owned(), StatusCode::NOT_FOUND),
         ("/v2/library/app/manifests/1".to_owned(), StatusCode::NOT_FOUND),
         ("/mesh/anything".to_owned(), StatusCode::NOT_FOUND),

@@ -100,6 +100,11 @@ impl RegistryConfig {
         self.tag_ttls.of(repo, tag)
     }
 
+    /// Whether nothing says that the registry has what is not for everybody.
+    pub fn is_public(&self) -> bool {
+        self.credentials == Credentials::default() && self.client_certificate.is_none()
+    }
+
     /// The same for a list, which is as old as the tag in it that changes first.
     pub fn list_ttl(&self) -> Duration {
         self.tag_ttls.0.iter().map(|(_, ttl)| *ttl).min().unwrap_or(TAG_TTL)

@@ -217,7 +217,8 @@ async fn start(tasks: &Tasks, servers: &Tasks, config: Config) -> Result<Arc<Run
     if let Some(peer_streams) = peer_streams {
         let gateway = peer::gateway::gateway(mirror.clone());
         let mesh = gateway.clone().merge(peer::mesh::router(mirror.clone()));
-        peer::serve(servers, peer_streams, gateway, mesh);
+        let anybody = gateway.merge(peer::blobs::router(mirror.clone()));
+        peer::serve(servers, peer_streams, anybody, mesh);
     }
     let router = public(crate::http::router(auth, mirror.clone(), metrics.clone()), &config.http);
     let router = if config.log.access { logged(router) } else { router };

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::DagError;
 use super::keep::{Keep, Keeps};
-use crate::ipfs::{Ipfs, Want};
+use crate::ipfs::{Ipfs, Nowhere, Want};
 use crate::ipld::{Block, Cid, Multihash};
 use crate::store::{Blockstore, off_thread};
 
@@ -51,6 +51,11 @@ impl Blocks {
             slots,
             keeps: Keeps::default(),
         }))
+    }
+
+    /// The same store without the network: what is not here is not found.
+    pub fn offline(&self) -> Self {
+        Self::new(self.0.store.clone(), Arc::new(Nowhere))
     }
 
     /// Something to keep blocks by that no root names.

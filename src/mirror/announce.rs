@@ -1,15 +1,16 @@
-//! Announces the own tree after a start: its root, and each blob and manifest in it. New ones are announced as they are
-//! published.
+//! Announces the own tree after a start: its root, and each blob and manifest in it, by CID and by digest. New ones are
+//! announced as they are published.
 
 use std::sync::Arc;
 
 use cid::Cid;
 use tokio_util::sync::CancellationToken;
 
-use super::commit::Commits;
+use super::commit::{Commits, Fresh};
 use super::{chain, layout};
 use crate::dag::{DagError, Tree};
 use crate::ipfs::Ipfs;
+use crate::oci::Digest;
 
 /// Blobs announced after a start.
 const BLOBS_MAX: usize = 65_536;
@@ -34,18 +35,20 @@ async fn walk(tree: &Tree, ipfs: &Arc<dyn Ipfs>, commits: &Commits) -> Result<us
     ipfs.provide(&[commits.root()]).await?;
     let mut count = 0;
     for algorithm in names(tree, &commits.root(), layout::BLOBS).await? {
-        let algorithm = format!("{}/{algorithm}", layout::BLOBS);
-        for prefix in names(tree, &commits.root(), &algorithm).await? {
-            let prefix = format!("{algorithm}/{prefix}");
+        let folder = format!("{}/{algorithm}", layout::BLOBS);
+        for prefix in names(tree, &commits.root(), &folder).await? {
+            let prefix = format!("{folder}/{prefix}");
             let mut after = None;
             while let Some(page) = tree.list(&commits.root(), &prefix, after.as_deref(), PAGE).await? {
-                let mut roots = Vec::with_capacity(page.names.len());
+                let mut found = Fresh::default();
                 for name in &page.names {
-                    let data = tree.lookup(&commits.root(), &format!("{prefix}/{name}/data")).await?;
-                    roots.extend(data.map(|data| data.cid));
+                    let Ok(digest) = format!("{algorithm}:{name}").parse::<Digest>() else { continue };
+                    let data = tree.lookup(&commits.root(), &layout::blob_data(&digest)).await?;
+                    data.inspect(|data| found.add(&digest, data.cid));
                 }
-                count += roots.len();
-                ipfs.provide(&roots).await?;
+                count += found.roots.len();
+                ipfs.provide(&found.roots).await?;
+                ipfs.provide_digests(&found.digests).await?;
                 if !page.more || count >= BLOBS_MAX {
                     break;
                 }

@@ -14,8 +14,8 @@ use super::leases::Leases;
 use super::{MirrorError, chain};
 use crate::dag::{DagError, Edit, Entry, Keep, Tree};
 use crate::ipfs::Want;
-use crate::ipld::Block;
 use crate::ipld::block::RAW;
+use crate::ipld::{Block, Multihash};
 use crate::oci::Digest;
 use crate::store::{RootRow, State, off_thread};
 use crate::tasks::Tasks;
@@ -23,13 +23,38 @@ use crate::tasks::Tasks;
 /// Commits that may wait for the writer; a further one waits at the door.
 const COMMITS_QUEUED_MAX: usize = 256;
 
+/// What is to be announced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fresh {
+    pub(super) roots: Vec<Cid>,
+    /// Of blobs whose root has another hash.
+    pub(super) digests: Vec<Multihash>,
+}
+
+impl Fresh {
+    pub(super) fn add(&mut self, digest: &Digest, root: Cid) {
+        self.roots.push(root);
+        let digest = digest.multihash();
+        if digest != *root.hash() {
+            self.digests.push(digest);
+        }
+    }
+
+    /// Takes in another, as far as there is room.
+    fn extend(&mut self, other: Self) {
+        let room = |len: usize| ANNOUNCED_MAX.saturating_sub(len);
+        self.roots.extend(other.roots.into_iter().take(room(self.roots.len())));
+        self.digests.extend(other.digests.into_iter().take(room(self.digests.len())));
+    }
+}
+
 /// What one commit changes.
 #[derive(Clone, Default)]
 pub(super) struct Changes {
     edits: Vec<Edit>,
     blocks: Vec<Block>,
-    /// Roots of blobs and manifests that are new, to be announced.
-    roots: Vec<Cid>,
+    /// Blobs and manifests that are new, to be announced.
+    fresh: Fresh,
     /// What the edits name is kept until they are made.
     keeps: Vec<Keep>,
     /// Paths to be taken away unless a client relies on the blob by then.
@@ -66,13 +91,18 @@ impl Changes {
 
     /// Asks for the DAG below `root` to be announced once it is committed.
     pub(super) fn announce(&mut self, root: Cid) {
-        self.roots.push(root);
+        self.fresh.roots.push(root);
+    }
+
+    /// The same for a blob, which is announced by its digest too.
+    pub(super) fn announce_blob(&mut self, digest: &Digest, root: Cid) {
+        self.fresh.add(digest, root);
     }
 
     fn extend(&mut self, other: Self) {
         self.edits.extend(other.edits);
         self.blocks.extend(other.blocks);
-        self.roots.extend(other.roots);
+        self.fresh.extend(other.fresh);
         self.keeps.extend(other.keeps);
         self.unless_leased.extend(other.unless_leased);
     }
@@ -89,12 +119,12 @@ fn small_file(content: &Bytes, blocks: &mut Vec<Block>) -> Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Committed {
     pub(super) root: Cid,
-    /// Roots to announce, new since the last root that the publisher took. Bounded by [`ROOTS_ANNOUNCED_MAX`].
-    pub(super) fresh: Vec<Cid>,
+    /// What to announce, new since the last root that the publisher took.
+    pub(super) fresh: Fresh,
 }
 
-/// Roots that wait to be announced; past it they are found by the walk at the next start only.
-const ROOTS_ANNOUNCED_MAX: usize = 65_536;
+/// Roots, and digests, that wait to be announced; past it they are found by the walk at the next start only.
+const ANNOUNCED_MAX: usize = 65_536;
 
 /// The root that a commit was made upon; `None`: other commits were made with it, in one.
 type Upon = Option<Cid>;
@@ -171,7 +201,7 @@ impl Commits {
         root: Cid,
     ) -> Self {
         let (requests, inbox) = mpsc::channel(COMMITS_QUEUED_MAX);
-        let committed = watch::Sender::new(Committed { root, fresh: Vec::new() });
+        let committed = watch::Sender::new(Committed { root, fresh: Fresh::default() });
         let replaced = Arc::<Replaced>::default();
         let writer = Writer {
             tree: tree.clone(),
@@ -247,9 +277,9 @@ impl Commits {
         self.committed.subscribe()
     }
 
-    /// Takes the roots that are to be announced.
-    pub(super) fn take_fresh(&self) -> Vec<Cid> {
-        let mut fresh = Vec::new();
+    /// Takes what is to be announced.
+    pub(super) fn take_fresh(&self) -> Fresh {
+        let mut fresh = Fresh::default();
         self.committed.send_if_modified(|committed| {
             fresh = std::mem::take(&mut committed.fresh);
             false
@@ -360,8 +390,7 @@ impl Writer {
             self.replaced.add(before);
         }
         self.committed.send_if_modified(|committed| {
-            let room = ROOTS_ANNOUNCED_MAX.saturating_sub(committed.fresh.len());
-            committed.fresh.extend(changes.roots.into_iter().take(room));
+            committed.fresh.extend(changes.fresh);
             std::mem::replace(&mut committed.root, root) != root
         });
         drop(changes.keeps);

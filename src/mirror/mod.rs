@@ -9,6 +9,7 @@ mod elsewhere;
 mod error;
 mod found;
 mod gc;
+mod here;
 mod kept_follow;
 mod leases;
 mod link;
@@ -59,6 +60,7 @@ pub use found::{Age, Asked, Blob, Listed, Manifest, Origin, Page, Purpose, Serve
 use found::{Content, StoredBlob};
 pub use gc::Collected;
 use gc::Collector;
+pub use here::HeldBlob;
 use leases::Leases;
 pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER, fuzz};
 use publish::Publisher;

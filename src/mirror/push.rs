@@ -88,7 +88,7 @@ impl Inner {
     fn add_blob(&self, changes: &mut Changes, repo: &RepoName, digest: &Digest, entry: &IndexEntry) {
         changes.set(layout::blob_data(digest), Entry { cid: entry.cid, tsize: entry.tsize });
         changes.write(layout::layer_link(repo, digest), layout::link_content(digest));
-        changes.announce(entry.cid);
+        changes.announce_blob(digest, entry.cid);
     }
 
     pub(super) async fn mount(
@@ -153,7 +153,7 @@ impl Inner {
         named.iter().for_each(|digest| self.leases.touch(digest, Instant::now()));
         self.require_content(&mut changes, &own.commits.root(), repo, &parsed).await?;
         let entry = self.write_file(&mut changes, layout::blob_data(&digest), bytes).await?;
-        changes.announce(entry.cid);
+        changes.announce_blob(&digest, entry.cid);
         let link = layout::link_content(&digest);
         changes.write(layout::revision_link(repo, &digest), link.clone());
         for tag in tags {

@@ -18,6 +18,7 @@ use super::roots::Follow;
 use super::{Inner, MirrorError, chain, layout, listing};
 use crate::config::FollowMode;
 use crate::dag::{DagError, Entry};
+use crate::ipfs::Ipfs;
 use crate::ipld::block::RAW;
 use crate::oci::{Digest, RepoName, Tag};
 use crate::store::{ReplicaRow, off_thread};
@@ -31,6 +32,8 @@ const MANIFESTS_BYTES_MAX: u64 = 1 << 30;
 const FAILURES_MAX: usize = 8;
 /// Names read at a time.
 const PAGE: usize = 10_000;
+/// Digests handed over at a time to be announced.
+const ANNOUNCED_AT_ONCE: usize = 256;
 /// Before a root is tried again that could not be had whole.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 /// How often it is looked at whether clients still pull, and how long a blob waits for them at most.
@@ -71,11 +74,15 @@ enum ReplicateError {
 pub(super) async fn run(
     mirror: Arc<Inner>,
     follow: Follow,
+    ipfs: Arc<dyn Ipfs>,
     quota_bytes: Option<u64>,
     stop: CancellationToken,
 ) {
     let mut serving = follow.serving();
     let mut whole = recall(&mirror, &follow).await;
+    if let Some(root) = &whole {
+        announce(&mirror, &follow, &ipfs, root).await;
+    }
     loop {
         let root = serving.borrow_and_update().root.filter(|root| whole != Some(*root));
         let replica =
@@ -92,6 +99,7 @@ pub(super) async fn run(
                         // What the status says is what a kill leaves.
                         if outcome.is_ok() {
                             remember(&replica).await;
+                            announce(&mirror, &follow, &ipfs, &replica.root).await;
                         }
                         note(follow.replica(), &replica, outcome.as_ref().err());
                         whole = outcome.is_ok().then_some(replica.root).or(whole);
@@ -137,6 +145,26 @@ async fn remember(replica: &Replica<'_>) {
     let (row, key) = (ReplicaRow { root: replica.root, blobs }, name.clone());
     if let Err(error) = off_thread(move || state.set_replica(&key, &row)).await {
         tracing::error!(ipns = %name, error = %chain(&error), "cannot remember on disk what is here of a name");
+    }
+}
+
+/// Has those find us who look for a blob by its digest, where every blob is here.
+async fn announce(mirror: &Inner, follow: &Follow, ipfs: &Arc<dyn Ipfs>, root: &Cid) {
+    if follow.mode != FollowMode::All {
+        return;
+    }
+    let announced = async {
+        for page in mirror.data_of(root).await?.chunks(ANNOUNCED_AT_ONCE) {
+            let digests: Vec<_> = page.iter().map(Digest::multihash).collect();
+            ipfs.provide_digests(&digests).await?;
+        }
+        Ok::<_, DagError>(())
+    };
+    match announced.await {
+        Ok(()) => tracing::debug!(ipns = %follow.name, "blobs of a name are announced by their digests"),
+        Err(error) => {
+            tracing::debug!(ipns = %follow.name, error = %chain(&error), "blobs not announced by their digests");
+        }
     }
 }
 

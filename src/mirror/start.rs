@@ -113,8 +113,8 @@ impl Mirror {
         };
         let inner = Inner::assemble(tasks, store, parts);
         for follow in inner.follows.iter().filter(|follow| follow.mode != FollowMode::None) {
-            let (inner, follow) = (inner.clone(), follow.clone());
-            tasks.spawn("replicate", |stop| replicate::run(inner, follow, follow_quota_bytes, stop));
+            let (inner, follow, ipfs) = (inner.clone(), follow.clone(), keeper.clone());
+            tasks.spawn("replicate", |stop| replicate::run(inner, follow, ipfs, follow_quota_bytes, stop));
         }
         for follow in inner.follows.clone() {
             let ipfs = keeper.clone();

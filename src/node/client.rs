@@ -7,11 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cid::Cid;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
 use hyper::{Request, Response};
 use jiff::Timestamp;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::beside;
 use super::bitswap::{BitswapStats, Exchange};
@@ -20,8 +22,9 @@ use super::http_streams::HttpStreams;
 use super::nat::NatStats;
 use super::queries::Answer;
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
-use crate::ipld::Block;
+use crate::ipld::block::RAW;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::ipld::{Block, Multihash};
 use crate::web::{Web, WebStatus};
 
 /// How long a lookup waits for a first peer to ask.
@@ -38,6 +41,11 @@ const STORED_PEERS: usize = 4;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// … and each further one: a peer that never answers must not hold up the next record.
 const FURTHER_PEER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long providers of a blob are looked for, how long one of them may take to be connected to, and how many are waited
+/// for at a time.
+const FIND_TIMEOUT: Duration = Duration::from_secs(30);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+const DIALLED_AT_ONCE_MAX: usize = 16;
 /// Answers of the DHT that may wait.
 const ANSWERS_QUEUED_MAX: usize = 64;
 
@@ -255,6 +263,25 @@ impl Ipfs for NodeClient {
         self.send(Command::Provide(roots.to_vec())).await
     }
 
+    async fn provide_digests(&self, digests: &[Multihash]) -> Result<(), IpfsError> {
+        self.send(Command::Provide(digests.iter().map(key_of).collect())).await
+    }
+
+    fn find_digest(&self, digest: &Multihash) -> BoxStream<'static, Peer> {
+        let (exchange, http, key) = (self.exchange.clone(), self.http.clone(), key_of(digest));
+        let found = stream::once(async move { exchange.find(key).await });
+        let found = found.flat_map(|mut found| stream::poll_fn(move |cx| found.poll_recv(cx)));
+        let connected = found.map(move |peer| {
+            let http = http.clone();
+            async move {
+                let connected = timeout(DIAL_TIMEOUT, http.connected(&peer)).await;
+                connected.is_ok().then(|| Peer::new(&peer.to_base58()))
+            }
+        });
+        let connected = connected.buffer_unordered(DIALLED_AT_ONCE_MAX);
+        connected.filter_map(futures::future::ready).take_until(sleep(FIND_TIMEOUT)).boxed()
+    }
+
     async fn resolve(&self, name: &IpnsName) -> Result<IpnsRecord, IpfsError> {
         match &self.web {
             Some(web) if web.has_routers() => beside::resolve(web, self, name).await,
@@ -281,6 +308,11 @@ impl Ipfs for NodeClient {
     async fn request(&self, peer: &Peer, request: Request<Bytes>) -> Result<Response<PeerBody>, IpfsError> {
         self.http.request(peer, request).await
     }
+}
+
+/// The DHTs know providers by a multihash alone, whatever the rest of the CID says.
+fn key_of(digest: &Multihash) -> Cid {
+    Cid::new_v1(RAW, *digest)
 }
 
 impl NodeClient {

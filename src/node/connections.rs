@@ -20,7 +20,7 @@ const DIRECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone, Default)]
 pub(super) struct Peers {
     connections: Arc<Mutex<HashMap<PeerId, Vec<Connection>>>>,
-    /// A direct connection was made, or a connection ended.
+    /// A connection was made, or ended.
     changed: Arc<Notify>,
 }
 
@@ -71,6 +71,17 @@ impl Peers {
         let mut connections: Vec<_> = peers.get(peer).into_iter().flatten().collect();
         connections.sort_by_key(|connection| connection.relayed_since.is_some());
         connections.into_iter().map(|connection| connection.requests.clone()).collect()
+    }
+
+    /// Waits until a peer has a connection.
+    pub(super) async fn await_any(&self, peer: &PeerId) {
+        loop {
+            let changed = self.changed.notified();
+            if self.lock().contains_key(peer) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Waits until a peer has a direct connection, or there is none to wait for.
@@ -204,6 +215,19 @@ mod tests {
         drop(inbox);
         let order: Vec<bool> = peers.connections(&peer).iter().map(mpsc::Sender::is_closed).collect();
         assert_eq!(order, [true, false], "the direct one is first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_comes_is_awaited() {
+        let (peers, peer, start) = (Peers::default(), PeerId::random(), Instant::now());
+        let comes = async {
+            for (n, who) in [(1, PeerId::random()), (2, peer)] {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                peers.insert(who, connection(n, true).0);
+            }
+        };
+        tokio::join!(comes, peers.await_any(&peer));
+        assert_eq!(start.elapsed(), Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]

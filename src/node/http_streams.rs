@@ -76,6 +76,11 @@ impl HttpStreams {
         asked.map_err(|_| timed_out(peer, HEAD_TIMEOUT))?
     }
 
+    /// Returns when there is a connection to the peer.
+    pub(super) async fn connected(&self, peer: &PeerId) {
+        self.control.connected(peer).await;
+    }
+
     /// The turns of a peer. Those of peers that nothing is asked of any more go when a new peer comes.
     fn turns(&self, peer: PeerId) -> Arc<Semaphore> {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);

@@ -137,6 +137,11 @@ impl Control {
         Err(OpenError::NotConnected(peer))
     }
 
+    /// Returns when there is a connection to the peer.
+    pub async fn connected(&self, peer: &PeerId) {
+        self.peers.await_any(peer).await;
+    }
+
     /// Whether there is this reason to keep the present connections to the peer.
     pub fn keep(&self, peer: &PeerId, reason: Reason, holds: bool) {
         self.peers.keep(peer, reason, holds);

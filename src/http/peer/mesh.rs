@@ -3,7 +3,7 @@
 
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -12,11 +12,11 @@ use serde::Deserialize;
 
 use super::super::pull::{say_age, text};
 use super::super::{CONTENT_DIGEST, set};
+use super::blobs::{self, ranged};
 use crate::ipfs::Peer;
 use crate::mirror::{
     ALIVE_PATH, BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain,
 };
-use crate::oci::range::RangeRequest;
 use crate::oci::{Digest, Reference, RepoName, Route};
 
 /// What peers ask besides the gateway.
@@ -47,16 +47,19 @@ async fn answer(
     request: Request,
 ) -> Response {
     let hop = text(request.headers(), &HOP).and_then(|hop| hop.parse().ok());
-    let Some(hop) = hop else { return StatusCode::BAD_REQUEST.into_response() };
-    match Route::parse(request.method().as_str(), request.uri().path(), request.uri().query()) {
-        Ok(Route::GetManifest { repo, reference, head: false }) => {
+    match (Route::parse(request.method().as_str(), request.uri().path(), request.uri().query()), hop) {
+        (Ok(Route::GetManifest { repo, reference, head: false }), Some(hop)) => {
             manifest(&mirror, &repo, &reference, hop).await
         }
-        Ok(Route::GetBlob { repo, digest, head: false }) => {
+        (Ok(Route::GetBlob { repo, digest, head: false }), Some(hop)) => {
             blob(&mirror, &peer, &repo, &digest, hop, request.headers()).await
         }
-        Ok(_) => StatusCode::METHOD_NOT_ALLOWED.into_response(),
-        Err(_) => StatusCode::BAD_REQUEST.into_response(),
+        // As a stranger would ask.
+        (Ok(Route::GetBlob { digest, head: false, .. }), None) => {
+            blobs::blob(&mirror, &digest, request.headers()).await
+        }
+        (Ok(_), Some(_)) => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+        (Ok(_), None) | (Err(_), _) => StatusCode::BAD_REQUEST.into_response(),
     }
 }
 
@@ -106,22 +109,9 @@ async fn blob(
             return StatusCode::BAD_GATEWAY.into_response();
         }
     };
-    let size_bytes = blob.size_bytes;
-    let (status, range) = match RangeRequest::parse(text(asked, &RANGE), size_bytes) {
-        RangeRequest::Whole => (StatusCode::OK, 0..size_bytes),
-        RangeRequest::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
-        RangeRequest::Unsatisfiable => return StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
-    };
-    let path = joined(&blob.path);
-    let mut response = Response::new(Body::from_stream(blob.read(range.clone())));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    set(headers, CONTENT_DIGEST, digest.to_string());
-    set(headers, CONTENT_LENGTH, (range.end - range.start).to_string());
-    set(headers, PATH, path);
-    if status == StatusCode::PARTIAL_CONTENT {
-        set(headers, CONTENT_RANGE, format!("bytes {}-{}/{size_bytes}", range.start, range.end - 1));
-    }
+    let (size_bytes, path) = (blob.size_bytes, joined(&blob.path));
+    let mut response = ranged(asked, digest, size_bytes, |range| blob.read(range));
+    set(response.headers_mut(), PATH, path);
     response
 }
 

@@ -1,7 +1,9 @@
-//! What other daemons may ask of us, over HTTP on libp2p streams: anybody the trustless gateway, the mesh more.
+//! What other daemons may ask of us, over HTTP on libp2p streams: anybody the trustless gateway and public blobs by
+//! their digest, the mesh more.
 //!
 //! Strangers have room of their own, small enough that they cannot take that of the mesh.
 
+pub mod blobs;
 pub mod gateway;
 pub mod mesh;
 mod places;

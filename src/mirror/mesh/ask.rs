@@ -27,7 +27,7 @@ pub const REFER: HeaderName = HeaderName::from_static("shoal-refer");
 pub const ALIVE_PATH: &str = "/mesh/alive";
 
 /// How long a peer that holds a thing may take to say so …
-const HELD_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const HELD_TIMEOUT: Duration = Duration::from_secs(1);
 /// … and one that may go upstream first, which says after a while that it is still looking.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a body may bring nothing before its peer is asked whether it is there at all; how long it may take to say so;
@@ -144,29 +144,29 @@ impl Mesh {
             return Ok(Answer::No);
         }
         let mut request = self.request(hop, format!("/v2/{repo}/blobs/{digest}"))?;
-        let last = to.map(|to| to.saturating_sub(1).to_string()).unwrap_or_default();
-        if (from > 0 || to.is_some())
-            && let Ok(range) = HeaderValue::try_from(format!("bytes={from}-{last}"))
-        {
-            request.headers_mut().insert(RANGE, range);
-        }
+        from_byte(&mut request, from, to);
         let response = self.send(peer, hop, request).await?;
+        Ok(self.blob_answer(peer, from, response))
+    }
+
+    /// What a peer says that was asked for a blob from `from` on.
+    pub(super) fn blob_answer(&self, peer: &Peer, from: u64, response: Response<PeerBody>) -> Answer {
         let headers = response.headers();
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => (),
             StatusCode::SERVICE_UNAVAILABLE => {
-                return Ok(Answer::Refer(referred(peers(headers, &REFER), self.us())));
+                return Answer::Refer(referred(peers(headers, &REFER), self.us()));
             }
-            status => return Ok(Unable::of(status).map_or(Answer::No, Answer::Unable)),
+            status => return Unable::of(status).map_or(Answer::No, Answer::Unable),
         }
         let Some((at, size_bytes)) = extent(headers).filter(|(at, _)| *at <= from) else {
             self.leave_alone(peer);
-            return Ok(Answer::No);
+            return Answer::No;
         };
         let mut path = vec![peer.clone()];
         path.extend(peers(headers, &PATH));
         let bytes = self.body(peer, response.into_body());
-        Ok(Answer::Bytes { size_bytes, at, bytes, path })
+        Answer::Bytes { size_bytes, at, bytes, path }
     }
 
     /// Asks a peer for a manifest.
@@ -321,6 +321,16 @@ impl Drop for Asked {
         if let Some(known) = self.mesh.peers().get_mut(&self.peer) {
             known.asked = known.asked.saturating_sub(1);
         }
+    }
+}
+
+/// Asks for the part from `from` on, up to `to` if that is given.
+pub(super) fn from_byte(request: &mut Request<Bytes>, from: u64, to: Option<u64>) {
+    let last = to.map(|to| to.saturating_sub(1).to_string()).unwrap_or_default();
+    if (from > 0 || to.is_some())
+        && let Ok(range) = HeaderValue::try_from(format!("bytes={from}-{last}"))
+    {
+        request.headers_mut().insert(RANGE, range);
     }
 }
 

@@ -10,6 +10,7 @@ mod holdings;
 mod latency;
 mod listen;
 mod pieces;
+mod public;
 mod rendezvous;
 mod together;
 
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use moka::sync::Cache;
 
 use crate::ipfs::{Ipfs, Peer};
-use crate::oci::Host;
+use crate::oci::{Digest, Host};
 use crate::tasks::Tasks;
 pub use ask::{ALIVE_PATH, HOP, Hop, PATH, REFER};
 pub(super) use ask::{Answer, ManifestAnswer, PeerManifest, Unable};
@@ -44,6 +45,9 @@ const HEARD_WITHIN: Duration = Duration::from_secs(1);
 const UNABLE_FOR: Duration = Duration::from_secs(60);
 /// Pairs of a peer and a registry of which that is remembered.
 const UNABLE_MAX: u64 = 4096;
+/// How long it is remembered that nobody gives a blob who announces it, and of how many.
+const UNPROVIDED_FOR: Duration = Duration::from_secs(30);
+const UNPROVIDED_MAX: u64 = 4096;
 /// How long ago a peer must have answered to be reckoned with: its answers take up to [`TELL_WAIT`].
 const ANSWERED_WITHIN: Duration = Duration::from_secs(40);
 /// How long a peer that asks what we hold waits for news.
@@ -69,6 +73,8 @@ struct Shared {
     banned: Cache<Peer, Instant>,
     /// Who cannot go to which registry.
     unable: Cache<(Peer, Host), ()>,
+    /// Digests that nobody gave a short while ago who announces them.
+    unprovided: Cache<Digest, ()>,
 }
 
 /// What is known of a peer.
@@ -125,7 +131,9 @@ impl Mesh {
         let epoch = uuid::Uuid::new_v4().as_u64_pair().0;
         let banned = Cache::builder().max_capacity(BANNED_MAX).time_to_live(BAN).build();
         let unable = Cache::builder().max_capacity(UNABLE_MAX).time_to_live(UNABLE_FOR).build();
-        let shared = Shared { ipfs, us, ours: Ours::new(epoch), peers: Mutex::default(), banned, unable };
+        let unprovided = Cache::builder().max_capacity(UNPROVIDED_MAX).time_to_live(UNPROVIDED_FOR).build();
+        let (ours, peers) = (Ours::new(epoch), Mutex::default());
+        let shared = Shared { ipfs, us, ours, peers, banned, unable, unprovided };
         let mesh = Self(Arc::new(shared));
         let listener = mesh.clone();
         let of_peers = tasks.clone();

@@ -20,7 +20,7 @@ use crate::ipfs::{Ipfs, IpfsError, Signing};
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::ipld::unixfs::encode_directory;
 use crate::mirror::chain;
-use crate::mirror::commit::Commits;
+use crate::mirror::commit::{Commits, Fresh};
 use crate::store::{OwnRecord, State, StoreError, off_thread};
 use crate::tasks::jittered;
 
@@ -393,8 +393,12 @@ impl Task {
                 status.state = PublishState::Published;
             }
         });
-        let roots: Vec<Cid> = std::iter::once(root).chain(self.commits.take_fresh()).collect();
-        Ok(self.ipfs.provide(&roots).await?)
+        let Fresh { mut roots, digests } = self.commits.take_fresh();
+        roots.push(root);
+        self.ipfs.provide(&roots).await?;
+        self.ipfs.provide_digests(&digests).await?;
+        tracing::debug!(roots = roots.len(), digests = digests.len(), "new blobs are announced");
+        Ok(())
     }
 
     /// A root that is not signed yet is signed before the end, so that the next start puts it at once.

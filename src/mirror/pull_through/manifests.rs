@@ -304,8 +304,11 @@ impl PullThrough {
         let at = SystemTime::now();
         let confirmed = |manifest| Confirmation { manifest, at, stale: false, origin: origin.clone() };
         let Reference::Tag(tag) = reference else {
-            let Some(fetched) = upstream.manifest(name, reference).await? else { return Ok(None) };
-            return self.keep(place, fetched, &[]).await.map(confirmed).map(Some);
+            return match upstream.manifest(name, reference).await {
+                Ok(Some(fetched)) => self.keep(place, fetched, &[]).await.map(confirmed).map(Some),
+                Ok(None) => Ok(None),
+                Err(error) => self.of_anybody(place, reference, error.into()).await.map(Some),
+            };
         };
         let Some(head) = upstream.head_manifest(name, reference).await? else { return Ok(None) };
         let known = match &head.digest {
@@ -327,6 +330,22 @@ impl PullThrough {
         };
         self.note(place, tag, Confirmed { digest: manifest.digest, at }).await?;
         Ok(Some(confirmed(manifest)))
+    }
+
+    /// A manifest by its digest of whoever announces it, where the registry gave no answer for another reason than who we are.
+    async fn of_anybody(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        failure: MirrorError,
+    ) -> Result<Confirmation, MirrorError> {
+        let mesh = self.mesh(place).filter(|_| place.upstream.config().is_public() && !failure.is_refusal());
+        let (Some(mesh), Reference::Digest(digest)) = (mesh, reference) else { return Err(failure) };
+        let Some((peer, bytes)) = mesh.public_manifest(digest).await else { return Err(failure) };
+        tracing::info!(repo.name = %place.repository, %digest, %peer, "the registry gives no answer: the manifest comes from a peer that announces it");
+        let fetched = Fetched { media_type: None, digest: *digest, bytes };
+        let manifest = self.keep(place, fetched, &[]).await?;
+        Ok(Confirmation { manifest, at: SystemTime::now(), stale: false, origin: Origin::Peer(peer) })
     }
 
     async fn note(&self, place: &Place, tag: &Tag, confirmed: Confirmed) -> Result<(), MirrorError> {

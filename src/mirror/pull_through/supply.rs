@@ -197,7 +197,23 @@ impl Supply {
             Some(source) if others_ask => {
                 Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
             }
-            failure => failure.map_or(Ok(Tried::Absent), Err),
+            Some(failure) => self.open_public(at, failure).await.map(Tried::Opened),
+            None => Ok(Tried::Absent),
+        }
+    }
+
+    /// Opens the blob at whoever announces it, where the registry gave no answer for another reason than who we are.
+    async fn open_public(&mut self, at: u64, failure: MirrorError) -> Result<Opened, MirrorError> {
+        let is_public = self.upstream.config().is_public() && !failure.is_refusal();
+        let Some(mesh) = self.mesh.as_ref().filter(|_| is_public) else { return Err(failure) };
+        match mesh.public_blob(&self.digest, at).await {
+            Some((peer, Answer::Bytes { size_bytes, at, bytes, path }))
+                if self.size_bytes.is_none_or(|known| known == size_bytes) =>
+            {
+                tracing::info!(digest = %self.digest, %peer, "the registry gives no answer: the blob comes from a peer that announces it");
+                Ok(self.opened_at_peer(peer, size_bytes, at, bytes, path))
+            }
+            _ => Err(failure),
         }
     }
 

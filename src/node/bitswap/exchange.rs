@@ -119,6 +119,14 @@ pub(super) struct Link {
 }
 
 impl Exchange {
+    /// Has providers of a root looked for, which are dialled as they are found. The search ends when nobody hears of it.
+    pub async fn find(&self, root: Cid) -> mpsc::Receiver<PeerId> {
+        let (reply, found) = mpsc::channel(FOUND_WAITING_MAX);
+        // When the node has ended, the reply goes, and nobody is found.
+        let _ = self.0.find.send(FindProviders { root, reply }).await;
+        found
+    }
+
     /// Starts the exchange's tasks. `control` and `incoming` belong to a [`crate::node::streams::Behaviour`] for
     /// [`protocols`]; `find` is asked when no connected peer has a root.
     pub fn start(
@@ -397,11 +405,8 @@ async fn keep_time(inner: Arc<Inner>, stop: CancellationToken) {
 }
 
 async fn find_providers(inner: &Arc<Inner>, root: Cid) {
-    let (reply, mut found) = mpsc::channel(FOUND_WAITING_MAX);
     let search = async {
-        if inner.find.send(FindProviders { root, reply }).await.is_err() {
-            return;
-        }
+        let mut found = Exchange(inner.clone()).find(root).await;
         while let Some(peer) = found.recv().await {
             inner.change(Some(&peer), |state, now| state.sessions.provider_found(&root, peer, now));
         }
