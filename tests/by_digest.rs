@@ -137,6 +137,7 @@ async fn liar(other: &Daemon, blob: &[u8]) -> (Tasks, TempDir, Arc<Mutex<Vec<Str
     let config = NodeConfig {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
         announce: Vec::new(),
+        filters: Vec::new(),
         bootstrap: vec![other.address.parse().unwrap()],
         peers: Vec::new(),
         followed: Vec::new(),

@@ -108,6 +108,7 @@ async fn kubos_gateway_over_libp2p_is_asked_as_our_own_is() {
     let config = NodeConfig {
         listen: Vec::new(),
         announce: Vec::new(),
+        filters: Vec::new(),
         bootstrap: vec![address.parse().unwrap()],
         peers: Vec::new(),
         followed: Vec::new(),

@@ -129,6 +129,7 @@ impl Stranger {
         let config = NodeConfig {
             listen: Vec::new(),
             announce: Vec::new(),
+            filters: Vec::new(),
             bootstrap: vec![daemon.address.parse().unwrap()],
             peers: Vec::new(),
             followed: Vec::new(),
@@ -227,6 +228,7 @@ impl Liar {
         let config = NodeConfig {
             listen: vec![listen],
             announce: Vec::new(),
+            filters: Vec::new(),
             bootstrap: Vec::new(),
             peers: Vec::new(),
             followed: Vec::new(),

@@ -95,6 +95,7 @@ pub(super) fn warn_of_node(raw: &P2p, warnings: &mut Vec<Warning>) {
     let given = [
         ("listen", raw.listen.is_some()),
         ("announce", raw.announce.is_some()),
+        ("addressfilters", raw.addressfilters.is_some()),
         ("bootstrap", raw.bootstrap.is_some()),
         ("peers", raw.peers.as_ref().is_some_and(|peers| !peers.is_empty())),
         ("swarmkey", raw.swarmkey.as_ref().is_some_and(|path| !path.is_empty())),

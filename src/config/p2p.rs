@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use url::Url;
@@ -18,12 +19,16 @@ const BOOTSTRAP: &[&str] = &[
 ];
 /// Delegated routers, and gateways.
 const URLS_MAX: usize = 16;
+/// Each address is looked up in all of them.
+const NETWORKS_MAX: usize = 256;
 const LISTEN: &[&str] = &["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct P2pConfig {
     pub listen: Vec<Multiaddr>,
     pub announce: Vec<Multiaddr>,
+    /// Networks that nothing is dialled in and nobody is let in from.
+    pub filters: Vec<IpNet>,
     /// Each with `/p2p/` at its end.
     pub bootstrap: Vec<Multiaddr>,
     /// With `/p2p/` at its end, or a host and port where whoever answers is meant.
@@ -84,6 +89,7 @@ pub(super) fn check(raw: raw::P2p) -> Result<P2pConfig, ConfigError> {
         pubsub: raw.pubsub.unwrap_or(true),
         listen,
         announce: addresses("p2p.announce", &raw.announce.unwrap_or_default())?,
+        filters: networks("p2p.addressfilters", &raw.addressfilters.unwrap_or_default())?,
         bootstrap: bootstrap_peers(&bootstrap)?,
         peers: trusted_peers(&raw.peers.unwrap_or_default())?,
         delegated_routers: urls("p2p.delegatedrouters", &raw.delegatedrouters.unwrap_or_default())?,
@@ -129,6 +135,28 @@ fn addresses(key: &str, words: &[String]) -> Result<Vec<Multiaddr>, ConfigError>
             let reason = format!("a multiaddr is expected, such as /ip4/0.0.0.0/tcp/4001 ({error})");
             value_error(&format!("{key}[{n}]"), word, &reason)
         })
+    };
+    words.iter().enumerate().map(parse).collect()
+}
+
+/// Networks as Kubo writes them, `/ip4/10.0.0.0/ipcidr/8`, or as everybody else does, `10.0.0.0/8`.
+fn networks(key: &str, words: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+    if words.len() > NETWORKS_MAX {
+        let reason = format!("at most {NETWORKS_MAX} networks are taken");
+        return Err(value_error(key, &words.len().to_string(), &reason));
+    }
+    let parse = |(n, word): (usize, &String)| {
+        let parts: Vec<&str> = word.split('/').collect();
+        let network: Option<IpNet> = match parts[..] {
+            ["", "ip4" | "ip6", ip, "ipcidr", bits] => format!("{ip}/{bits}").parse().ok(),
+            _ => word.parse().ok(),
+        };
+        let is_said = |network: &IpNet| match parts[..] {
+            ["", family, ..] => (family == "ip4") == network.addr().is_ipv4(),
+            _ => true,
+        };
+        let reason = "a network is expected, such as 10.0.0.0/8 or /ip4/10.0.0.0/ipcidr/8";
+        network.filter(is_said).ok_or_else(|| value_error(&format!("{key}[{n}]"), word, reason))
     };
     words.iter().enumerate().map(parse).collect()
 }

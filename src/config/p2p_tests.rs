@@ -36,3 +36,18 @@ fn the_way_through_nats_is_on_for_who_listens() {
         "config key p2p.relay = \"true\": a relay has to be reached: an address is expected in p2p.listen"
     );
 }
+
+#[test]
+fn filtered_networks_are_read_as_kubo_and_as_everybody_else_writes_them() {
+    let yaml = "p2p: {addressfilters: [/ip4/10.0.0.0/ipcidr/8, 192.168.0.0/16, /ip6/fd00::/ipcidr/8]}";
+    let (config, _) = load(yaml, &[]).unwrap();
+    let networks: Vec<String> = config.p2p.filters.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/8", "192.168.0.0/16", "fd00::/8"]);
+    for wrong in
+        ["10.0.0.0", "10.0.0.0/33", "/ip4/10.0.0.0", "/ip6/10.0.0.0/ipcidr/8", "/ip4/10.0.0.0/ipcidr/8/tcp/1"]
+    {
+        let line = error(&format!("p2p: {{addressfilters: [{wrong}]}}"));
+        let said = format!("config key p2p.addressfilters[0] = {wrong:?}: a network is expected");
+        assert!(line.starts_with(&said), "{line}");
+    }
+}

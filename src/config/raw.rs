@@ -199,6 +199,8 @@ pub(super) struct P2p {
     #[serde(deserialize_with = "list")]
     pub(super) announce: Option<Vec<String>>,
     #[serde(deserialize_with = "list")]
+    pub(super) addressfilters: Option<Vec<String>>,
+    #[serde(deserialize_with = "list")]
     pub(super) bootstrap: Option<Vec<String>>,
     #[serde(deserialize_with = "list")]
     pub(super) peers: Option<Vec<String>>,

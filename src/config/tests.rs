@@ -124,6 +124,7 @@ fn every_key_of_the_schema_is_in_the_file_of_defaults() {
         "proxy.remoteurl",
         "p2p.listen",
         "p2p.announce",
+        "p2p.addressfilters",
         "p2p.bootstrap",
         "p2p.peers",
         "p2p.delegatedrouters",

@@ -80,6 +80,7 @@ pub(super) fn node_config(config: &Config, followed: Vec<IpnsName>) -> Result<No
     Ok(NodeConfig {
         listen: p2p.listen,
         announce: p2p.announce,
+        filters: p2p.filters,
         bootstrap: p2p.bootstrap,
         peers: p2p.peers,
         followed,

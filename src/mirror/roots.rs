@@ -365,7 +365,8 @@ impl Follower {
         }
         if is_news {
             self.follow_moved().await;
-            self.save().await;
+            let served = self.serving.borrow().root;
+            self.save(served).await;
         }
         self.serve().await;
     }
@@ -405,12 +406,13 @@ impl Follower {
             self.status.send_modify(|status| status.error = Some(error));
             return;
         }
+        // What was seen to be served is what a kill leaves.
+        self.save(Some(root)).await;
         self.serving.send_modify(|serving| *serving = Serving { root: Some(root), previous: old });
         self.taken_at = Some(Instant::now());
         self.status.send_modify(|status| status.error = None);
         let sequence = self.trail.last().map(IpnsRecord::sequence);
         tracing::info!(ipns = %self.name, %root, sequence, "serving a new root");
-        self.save().await;
         if old.is_none() && self.mode != FollowMode::None {
             // Nobody waits for these: a first root serves what it can meanwhile, and the rest on demand.
             if let Err(error) = self.fetch_directories(None, root).await {
@@ -442,8 +444,8 @@ impl Follower {
         }
     }
 
-    async fn save(&self) {
-        let served = self.serving.borrow().root;
+    /// Remembers the trail on disk, and the root that is served.
+    async fn save(&self, served: Option<Cid>) {
         let Some(row) = self.trail.row(&self.name, served) else { return };
         let (state, name) = (self.following.state.clone(), self.name.clone());
         if let Err(error) = off_thread(move || state.set_followed(&name, &row)).await {

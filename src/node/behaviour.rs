@@ -14,12 +14,14 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, dcutr, identify, mdns, memory_connection_limits,
-    noise, ping, relay, tcp, tls, upnp, yamux,
+    noise, ping, relay, tcp, upnp, yamux,
 };
 
+use super::filters::{Filtered, Filters};
 use super::nat::autonat;
 use super::peers::peer_of;
 use super::routing::Dht;
+use super::security::Security;
 use super::subnets::Subnets;
 use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, quic, streams};
 use crate::ipld::ipns::IpnsName;
@@ -118,21 +120,27 @@ pub(super) fn build(
         dcutr: nat.then(|| dcutr::Behaviour::new(peer_id)).into(),
         upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
     };
+    let filters = Filters::new(&config.filters);
     match &config.swarm_key {
-        Some(key) => private(keypair, *key, behaviour),
-        None => public(keypair, behaviour),
+        Some(key) => private(keypair, *key, filters, behaviour),
+        None => public(keypair, filters, behaviour),
     }
 }
 
 fn public(
     keypair: Keypair,
+    filters: Filters,
     behaviour: impl FnOnce(relay::client::Behaviour) -> Behaviour,
 ) -> Result<Swarm<Behaviour>, NodeError> {
     Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp(), (noise::Config::new, tls::Config::new), multiplexer)
+        .with_other_transport(|keypair| {
+            let sockets = Filtered::new(tcp::tokio::Transport::new(tcp()), filters.clone());
+            let secured = sockets.upgrade(Version::V1Lazy).authenticate(Security::new(keypair)?);
+            Ok(secured.multiplex(multiplexer()))
+        })
         .map_err(|error| transport(&error))?
-        .with_other_transport(quic::transport)
+        .with_other_transport(|keypair| Filtered::new(quic::transport(keypair), filters))
         .map_err(|error| transport(&error))?
         .with_dns()
         .map_err(|error| transport(&error))?
@@ -150,6 +158,7 @@ fn public(
 fn private(
     keypair: Keypair,
     key: SwarmKey,
+    filters: Filters,
     behaviour: impl FnOnce(relay::client::Behaviour) -> Behaviour,
 ) -> Result<Swarm<Behaviour>, NodeError> {
     Ok(SwarmBuilder::with_existing_identity(keypair)
@@ -157,7 +166,7 @@ fn private(
         .with_other_transport(|keypair| {
             let noise = noise::Config::new(keypair)?;
             let shared = PnetConfig::new(key.0);
-            let sockets = tcp::tokio::Transport::new(tcp());
+            let sockets = Filtered::new(tcp::tokio::Transport::new(tcp()), filters);
             let private = sockets.and_then(move |socket, _| {
                 // What it writes comes in pieces of a kilobyte, each of which would be a call to the system.
                 shared.handshake(BufWriter::with_capacity(PRIVATE_BUFFER_BYTES, socket))

@@ -44,6 +44,7 @@ impl Node {
         let config = NodeConfig {
             listen: vec![address],
             announce: Vec::new(),
+            filters: Vec::new(),
             bootstrap: Vec::new(),
             peers,
             followed: Vec::new(),

@@ -10,6 +10,7 @@ pub mod bitswap;
 mod client;
 mod connections;
 mod event_loop;
+mod filters;
 mod http_streams;
 #[cfg(test)]
 mod http_tests;
@@ -25,6 +26,7 @@ mod queries;
 mod quic;
 mod routing;
 mod search;
+mod security;
 pub mod streams;
 mod subnets;
 mod swarm_key;
@@ -35,6 +37,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, Swarm, TransportError};
@@ -78,6 +81,8 @@ pub struct NodeConfig {
     pub listen: Vec<Multiaddr>,
     /// Further addresses to be told to others.
     pub announce: Vec<Multiaddr>,
+    /// Networks that nothing is dialled in and nobody is let in from.
+    pub filters: Vec<IpNet>,
     /// Who is dialled first, and again when lost.
     pub bootstrap: Vec<Multiaddr>,
     /// Who is always kept connected, and trusted with what was pulled through. Without a peer id at its end an address

@@ -236,15 +236,15 @@ mod tests {
 
     #[test]
     fn neighbours_share_a_look_up_and_are_told_to_those_closest_to_them() {
-        const KEYS: u32 = 10_000;
+        const KEYS: u32 = 100_000;
         const PEERS: usize = 1000;
         /// Of so many keys one is looked at.
-        const SAMPLED: usize = 100;
+        const SAMPLED: usize = 1000;
         let (mut providing, network) = (Providing::default(), peers(PEERS));
         assert!((0..KEYS).all(|n| providing.add(key(n))));
         let regions = sweep(&mut providing, &network, Instant::now());
         assert_eq!(providing.waiting(), 0);
-        assert_eq!(regions.iter().map(|(keys, _)| keys.len()).sum::<usize>(), 10_000, "each key once");
+        assert_eq!(regions.iter().map(|(keys, _)| keys.len()).sum::<usize>(), 100_000, "each key once");
         // As many as there are groups of peers, whatever there is to announce.
         assert!(regions.len() < PEERS / 4, "{} look-ups", regions.len());
         let mut right = 0;

@@ -55,6 +55,7 @@ impl Node {
         NodeConfig {
             listen: vec![address],
             announce: Vec::new(),
+            filters: Vec::new(),
             bootstrap: bootstrap.iter().map(|node| node.address()).collect(),
             peers: Vec::new(),
             followed: followed.to_vec(),
@@ -289,6 +290,24 @@ async fn a_peer_is_met_by_every_kind_of_key_over_tcp_and_quic() {
             let ours = Node::start(&[&theirs], &[]).await;
             assert_eq!(fetch(&ours, *kept.cid()).await, kept, "{kind:?} at {address}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_in_a_filtered_network_is_neither_dialled_nor_let_in() {
+    for address in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"] {
+        let plain = || Node::config(address.parse().unwrap(), &[], &[]);
+        let start = |config| Node::configured(TempDir::new().unwrap(), Keypair::generate_ed25519(), config);
+        let closed = start(NodeConfig { filters: vec!["127.0.0.0/8".parse().unwrap()], ..plain() }).await;
+        let (open, other) = (start(plain()).await, start(plain()).await);
+        for (from, to) in [(&closed, &open), (&open, &closed)] {
+            from.client.dial(to.address()).await.unwrap();
+            let met = from.client.await_peer("a peer").await;
+            assert!(matches!(met, Err(IpfsError::NoPeers(_))), "{met:?} at {address}");
+        }
+        assert_eq!([&closed, &open].map(|node| node.client.stats().peers), [0, 0]);
+        other.client.dial(open.address()).await.unwrap();
+        other.client.await_peer("a peer").await.unwrap();
     }
 }
 

@@ -39,6 +39,7 @@ impl Author {
         let config = NodeConfig {
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
             announce: Vec::new(),
+            filters: Vec::new(),
             bootstrap: Vec::new(),
             peers: Vec::new(),
             followed: Vec::new(),

@@ -98,6 +98,7 @@ async fn the_embedded_node_conforms() {
     let config = |listen: &[&str], bootstrap: Vec<libp2p::Multiaddr>| NodeConfig {
         listen: listen.iter().map(|address| address.parse().unwrap()).collect(),
         announce: Vec::new(),
+        filters: Vec::new(),
         bootstrap,
         peers: Vec::new(),
         followed: Vec::new(),
