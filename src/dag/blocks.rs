@@ -81,7 +81,7 @@ impl Blocks {
     /// The block from here, else from the network; then it is kept. However many ask, one fetch is made, which ends when
     /// the last of them has gone. The want of whoever asked first decides whom to ask.
     pub async fn fetch(&self, want: Want) -> Result<Block, DagError> {
-        if let Some(block) = self.get(&want.cid).await? {
+        if let Some(block) = self.0.at_hand(&want.cid) {
             return Ok(block);
         }
         Ok(self.share(want).await?)
@@ -129,13 +129,19 @@ impl Blocks {
 }
 
 impl Inner {
-    async fn get(&self, cid: &Cid) -> Result<Option<Block>, DagError> {
+    /// What needs no look into the store.
+    fn at_hand(&self, cid: &Cid) -> Option<Block> {
         if let Some(block) = Block::inline(cid) {
-            return Ok(Some(block));
+            return Some(block);
         }
-        if let Some(bytes) = self.cache.get(cid.hash()) {
-            self.store.note_use(cid.hash());
-            return Ok(Some(Block::from_store(*cid, bytes)));
+        let bytes = self.cache.get(cid.hash())?;
+        self.store.note_use(cid.hash());
+        Some(Block::from_store(*cid, bytes))
+    }
+
+    async fn get(&self, cid: &Cid) -> Result<Option<Block>, DagError> {
+        if let Some(block) = self.at_hand(cid) {
+            return Ok(Some(block));
         }
         let (store, key) = (self.store.clone(), *cid.hash());
         let Some(bytes) = off_thread(move || store.get(&key)).await? else { return Ok(None) };
@@ -151,12 +157,21 @@ impl Inner {
     }
 
     async fn fetch(&self, want: Want) -> Result<Block, DagError> {
-        let _slot =
-            self.slots.acquire().await.map_err(|_| DagError::Cancelled("the daemon is shutting down"))?;
-        // It may have come while this one waited.
         if let Some(block) = self.get(&want.cid).await? {
             return Ok(block);
         }
+        let _slot = match self.slots.try_acquire() {
+            Ok(slot) => slot,
+            Err(_) => {
+                let closed = |_| DagError::Cancelled("the daemon is shutting down");
+                let slot = self.slots.acquire().await.map_err(closed)?;
+                // It may have come while this one waited.
+                if let Some(block) = self.get(&want.cid).await? {
+                    return Ok(block);
+                }
+                slot
+            }
+        };
         let block = self.ipfs.fetch(want).await?;
         self.put(vec![block.clone()]).await?;
         Ok(block)

@@ -210,13 +210,21 @@ impl Inner {
         data: Entry,
         root: Cid,
     ) -> Result<StoredBlob, MirrorError> {
-        let known = self.proven.get(&digest).await?.filter(|known| known.cid == data.cid);
+        let is_named = is_named_by_its_digest(&digest, &data.cid);
+        let known = match is_named {
+            true => self.proven.at_hand(&digest),
+            false => self.proven.get(&digest).await?,
+        };
+        let known = known.filter(|known| known.cid == data.cid);
         let size_bytes = match known {
             Some(known) => known.size_bytes,
             None => file::file_size(self.tree.blocks(), &data.cid, &root).await?,
         };
         let entry = IndexEntry { cid: data.cid, size_bytes, tsize: data.tsize };
-        let proven = known.is_some() || is_named_by_its_digest(&digest, &data.cid);
+        if is_named && known.is_none() {
+            self.proven.note(digest, entry);
+        }
+        let proven = known.is_some() || is_named;
         Ok(StoredBlob { digest, size_bytes, entry, proven, session_root: None })
     }
 

@@ -29,8 +29,18 @@ impl Proven {
         Self { index, cache: Cache::new(PROOFS_CACHED_MAX) }
     }
 
+    /// What needs no look into the index.
+    pub(super) fn at_hand(&self, digest: &Digest) -> Option<IndexEntry> {
+        self.cache.get(digest)
+    }
+
+    /// Remembers a blob that its CID proves, for as long as there is room: it needs no row.
+    pub(super) fn note(&self, digest: Digest, entry: IndexEntry) {
+        self.cache.insert(digest, entry);
+    }
+
     pub(super) async fn get(&self, digest: &Digest) -> Result<Option<IndexEntry>, StoreError> {
-        if let Some(entry) = self.cache.get(digest) {
+        if let Some(entry) = self.at_hand(digest) {
             return Ok(Some(entry));
         }
         let (index, digest) = (self.index.clone(), *digest);

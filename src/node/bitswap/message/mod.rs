@@ -1,7 +1,7 @@
 //! The wire format of Bitswap 1.0.0 to 1.2.0: protobuf behind a length, in both directions. Pure.
 //!
 //! The outer message is walked by hand, so that a message of many tiny fields costs no more memory than its bytes;
-//! the small messages inside are prost's. Byte fields are slices of the message, and blocks are written from where
+//! the small messages inside are prost's. Byte fields are slices of the message, and large blocks are written from where
 //! they lie. Unknown fields are skipped, and so are entries whose CID cannot be used.
 //!
 //! Spec: <https://specs.ipfs.tech/bitswap-protocol/>
@@ -21,6 +21,9 @@ pub const CID_BYTES_MAX: usize = 168;
 pub const ENTRIES_MAX: usize = 1024;
 /// Presences and blocks that are read of one message; the rest is ignored.
 const ANSWERS_MAX: usize = 4096;
+/// Blocks up to this size are joined to what is before them: each part becomes a frame of the multiplexer, which costs more
+/// than to copy so few bytes.
+const JOINED_BYTES_MAX: usize = 16 * 1024;
 /// A block is copied out of a message that is so many times larger, rather than keep all of it alive.
 const COPY_RATIO: usize = 4;
 
@@ -180,7 +183,7 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The message with its length prefix, in parts to be written one after the other; blocks are not copied.
+    /// The message with its length prefix, in parts to be written one after the other; large blocks are not copied.
     /// The caller keeps the sum of its parts under [`MESSAGE_BYTES_MAX`].
     pub fn encode(&self, version: Version) -> Vec<Bytes> {
         let head = self.head(version).encode_to_vec();
@@ -194,8 +197,11 @@ impl Outgoing {
         first.put_slice(&head);
         let mut parts = Vec::with_capacity(1 + 2 * self.blocks.len());
         for ((_, bytes), block_head) in self.blocks.iter().zip(block_heads) {
-            // Heads are joined to what is before them unless that is a block.
             first.put_slice(&block_head);
+            if bytes.len() <= JOINED_BYTES_MAX {
+                first.put_slice(bytes);
+                continue;
+            }
             parts.push(std::mem::take(&mut first).freeze());
             parts.push(bytes.clone());
         }

@@ -73,7 +73,7 @@ fn older_versions_get_no_presences_and_the_oldest_no_prefix() {
 }
 
 #[test]
-fn blocks_are_not_copied() {
+fn large_blocks_are_not_copied() {
     let bytes = Bytes::from(vec![1; 1 << 20]);
     let cid = *Block::encode(DAG_PB, bytes.clone()).cid();
     let message = Outgoing { blocks: vec![(cid, bytes.clone())], ..Outgoing::default() };
@@ -83,6 +83,23 @@ fn blocks_are_not_copied() {
     let start = read.as_ptr() as usize;
     let block = Message::decode(read).unwrap().blocks.remove(0);
     assert!((start..start + 100).contains(&(block.bytes.as_ptr() as usize)));
+}
+
+#[test]
+fn small_blocks_are_written_in_one_part_and_read_as_they_were() {
+    let small: Vec<Block> = (0..32).map(|n| Block::encode(RAW, Bytes::from(vec![n; 4096]))).collect();
+    let large = Block::encode(RAW, Bytes::from(vec![7; JOINED_BYTES_MAX + 1]));
+    let all = small.iter().chain([&large]).chain(&small);
+    let blocks: Vec<_> = all.map(|block| (*block.cid(), block.bytes().clone())).collect();
+    let message = Outgoing { blocks: blocks.clone(), ..Outgoing::default() };
+    assert_eq!(
+        message.encode(Version::V1_2).len(),
+        3,
+        "what is before the large one, itself, what is behind it"
+    );
+    let read = Message::decode(written(&message, Version::V1_2)).unwrap();
+    let read: Vec<_> = read.blocks.into_iter().map(UnverifiedBlock::identify).collect();
+    assert_eq!(read, blocks.into_iter().map(|(cid, bytes)| (*cid.hash(), bytes)).collect::<Vec<_>>());
 }
 
 #[test]
