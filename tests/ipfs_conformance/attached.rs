@@ -4,7 +4,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use shoal::api::Status;
+use shoal::ipld::Block;
+use shoal::ipld::block::RAW;
 use shoal::ipld::ipns::{IpnsName, IpnsRecord};
 use shoal::oci::Digest;
 use tempfile::TempDir;
@@ -117,6 +120,48 @@ async fn what_is_followed_whole_is_pinned_and_the_rest_is_not() {
 
     let reader = reader.kill_and_restart_with("REGISTRY_STORAGE_IPFS_FOLLOW", "tags");
     until(&reader, "the pin goes", |_| other.inside().pins.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pin_of_a_name_that_is_followed_no_longer_goes_at_the_next_start() {
+    for other in [Double::start().await, Double::old().await] {
+        let double = Double::start().await;
+        double.has_key("self");
+        let writer = attached(&multiaddr(&double)).start();
+        writer.push("library/app", "1", &Image::small(33)).await;
+        let root = until(&writer, "published", is_published).await.own.unwrap().root;
+        shares(&double, &other);
+        let users = Block::encode(RAW, Bytes::from_static(b"of the user")).cid().to_string();
+        other.inside().pins.insert(users.clone(), String::new());
+        let reader = attached(&multiaddr(&other)).read_only().reads(&writer.ipns);
+        let reader = reader.env("REGISTRY_STORAGE_IPFS_FOLLOW", "all").start();
+        until(&reader, "it is pinned", |_| other.inside().pins.contains_key(&root)).await;
+
+        let reader = reader.kill_and_restart_with("REGISTRY_STORAGE_IPFS_READONLYIPNSKEYS", "[]");
+        until(&reader, "the pin goes", |_| other.inside().pins.keys().eq([&users])).await;
+        assert_eq!(reader.status().readonly.len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubo_that_names_no_pins_and_counts_by_itself_is_published_through() {
+    let double = Double::old().await;
+    let name = double.has_key("self");
+    let daemon = attached(&multiaddr(&double)).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    double.fails("dag/import", Fault::Error);
+    daemon.push("library/app", "1", &Image::small(41)).await;
+    let status = until(&daemon, "published", is_published).await;
+    assert_eq!(status.node.kubo.unwrap().version.as_deref(), Some("0.22.0"));
+    let first = status.own.unwrap().root;
+    let daemon = daemon.kill_and_restart();
+    daemon.push("library/app", "2", &Image::small(42)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != first;
+    let own = until(&daemon, "published again", moved).await.own.unwrap();
+    until(&daemon, "the old pin goes", |_| double.inside().pins.keys().eq([&own.root])).await;
+    let record = double.inside().records[&name.to_string()].clone();
+    let record = IpnsRecord::decode(&name, &record).unwrap();
+    assert_eq!(record.root().unwrap().to_string(), own.root);
+    assert_eq!(Some(record.sequence()), own.sequence, "what is said is what is out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
