@@ -2,7 +2,7 @@
 # ends, every folder lies below $W and goes with it. Nothing listens or dials beyond loopback.
 
 TOOLS=${SHOAL_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/shoal-tests}
-KUBO=$TOOLS/ipfs
+KUBO=$TOOLS/ipfs${KUBO_RELEASE:+-$KUBO_RELEASE}
 CONFORMANCE=$TOOLS/conformance                  # the OCI distribution-spec conformance suite
 PYTHON_TOOLS=$TOOLS/python
 INTEROP_TOOLS=$TOOLS/interop                    # Python peers of tests/interop
