@@ -10,7 +10,7 @@ use super::{KuboClient, KuboError, Version, about};
 /// What not every Kubo can do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Abilities {
-    /// Pins are given names, and listed with them.
+    /// Pins are given names, and listed by them.
     pub(super) names_pins: bool,
     /// A name is signed under the sequence that is asked for.
     pub(super) takes_sequence: bool,
@@ -54,8 +54,9 @@ impl Abilities {
     /// What an answer to `commands` tells.
     pub(super) fn read(answer: &[u8]) -> Result<Self, serde_json::Error> {
         let root: Command = serde_json::from_slice(answer)?;
+        let lists = |option| root.takes(&["pin", "ls"], option);
         Ok(Self {
-            names_pins: root.takes(&["pin", "add"], "name") && root.takes(&["pin", "ls"], "names"),
+            names_pins: root.takes(&["pin", "add"], "name") && lists("names") && lists("name"),
             takes_sequence: root.takes(&["name", "publish"], "sequence"),
         })
     }
@@ -97,15 +98,15 @@ mod tests {
     fn abilities_are_read_from_the_options_of_commands() {
         let new = said(&[
             ("pin", "add", &["recursive", "name"]),
-            ("pin", "ls", &["names"]),
+            ("pin", "ls", &["names", "name"]),
             ("name", "publish", &["sequence"]),
         ]);
         assert_eq!(new, Abilities { names_pins: true, takes_sequence: true });
         let old =
             said(&[("pin", "add", &["recursive"]), ("pin", "ls", &["type"]), ("name", "publish", &["key"])]);
         assert_eq!(old, Abilities::default());
-        let halfway = said(&[("pin", "add", &["name"]), ("pin", "ls", &["type"])]);
-        assert!(!halfway.names_pins, "names that are never shown are of no use");
+        let halfway = said(&[("pin", "add", &["name"]), ("pin", "ls", &["names"])]);
+        assert!(!halfway.names_pins, "all pins would have to be listed");
         assert_eq!(said(&[]), Abilities::default());
     }
 

@@ -34,7 +34,8 @@ else
   publish_absent k a
 fi
 knows() { "$SHOAL" status --config "$W/b/config.yaml" --json | jq -e '.readonly[0].sequence == 999'; }
-wait_for "$(news_within 20)" "B knows the record" knows
+# Kubo looks for the root for half a minute before B goes on.
+wait_for $(($(news_within 20) + 40)) "B knows the record" knows
 expect_image "$b_registry/library/app:1" "$two"
 "$SHOAL" status --config "$W/b/config.yaml" --json | jq -e ".readonly[0].root != \"$absent\"" >/dev/null || fail "B took over a root that it cannot have"
 expect_image "$b_registry/library/app:2" "$two"

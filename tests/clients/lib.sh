@@ -19,7 +19,7 @@ say() { echo "  $*"; }
 
 # scene NAME - begins a scene: a scratch folder, and the clean-up at its end.
 scene() {
-  echo "== $1${MODE:+, with $MODE}"
+  echo "== $1${MODE:+, with $MODE}${KUBO_RELEASE:+, Kubo $KUBO_RELEASE}"
   W=$(mktemp -d /tmp/shoal-scene.XXXXXX)
   PIDS=()
   trap 'status=$?; trap - EXIT; end_scene; exit $status' EXIT

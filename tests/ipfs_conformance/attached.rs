@@ -164,6 +164,42 @@ async fn a_kubo_that_names_no_pins_and_counts_by_itself_is_published_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kubo_that_counts_by_itself_never_goes_below_another_writer_unnoticed() {
+    let double = Double::old().await;
+    let name = double.has_key("self");
+    let daemon = attached(&multiaddr(&double)).start();
+    daemon.push("library/app", "1", &Image::small(51)).await;
+    until(&daemon, "published", is_published).await;
+    let theirs = {
+        let mut inside = double.inside();
+        let hour = Duration::from_secs(3600);
+        let until = jiff::Timestamp::now() + hour;
+        let record = IpnsRecord::sign(&inside.keys[0].1, leaf("theirs").cid(), 9, until, hour).unwrap();
+        inside.records.insert(name.to_string(), record.bytes().clone());
+        record
+    };
+    daemon.push("library/app", "2", &Image::small(52)).await;
+    let is_blocked = |status: &Status| status.own.as_ref().unwrap().state == "blocked";
+    until(&daemon, "it sees the other writer", is_blocked).await;
+    let mut overwrite = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    overwrite.args(["name", "overwrite", "--config"]).arg(daemon.config()).env(ADDRESS, multiaddr(&double));
+    assert!(overwrite.output().unwrap().status.success());
+    let why =
+        "does not go over sequence 9, which is out: use a Kubo whose `ipfs name publish` has --sequence";
+    let is_said = |status: &Status| {
+        status.own.as_ref().unwrap().error.as_ref().is_some_and(|error| error.contains(why))
+    };
+    let status = until(&daemon, "it says why nothing is published", is_said).await;
+    assert!(!is_published(&status));
+    assert_eq!(double.inside().records[&name.to_string()], theirs.bytes());
+
+    double.inside().is_old = false;
+    until(&daemon, "a newer Kubo takes the sequence", is_published).await;
+    let record = double.inside().records[&name.to_string()].clone();
+    assert!(IpnsRecord::decode(&name, &record).unwrap().sequence() > 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
     let double = Double::start().await;
     double.has_key("self");

@@ -230,17 +230,17 @@ impl Inside {
         }
     }
 
-    /// The options that are asked for, of those that it has.
+    /// Of its commands those that differ between releases.
     fn commands(&self) -> Response {
-        let new = |option: &'static str| (!self.is_old).then(|| json!({"Names": [option]}));
-        let command = |name: &str, below: &str, option: &'static str| {
-            let options: Vec<_> = new(option).into_iter().chain([json!({"Names": ["type", "t"]})]).collect();
+        let command = |name: &str, below: &str, new: &[&str]| {
+            let new = new.iter().filter(|_| !self.is_old).map(|option| json!({"Names": [option]}));
+            let options: Vec<_> = new.chain([json!({"Names": ["type", "t"]})]).collect();
             json!({"Name": name, "Subcommands": [{"Name": below, "Subcommands": null, "Options": options}]})
         };
         let all = [
-            command("pin", "add", "name"),
-            command("pin", "ls", "names"),
-            command("name", "publish", "sequence"),
+            command("pin", "add", &["name"]),
+            command("pin", "ls", &["names", "name"]),
+            command("name", "publish", &["sequence"]),
         ];
         json!({"Name": "ipfs", "Subcommands": all, "Options": []}).to_string().into_response()
     }

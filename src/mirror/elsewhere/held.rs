@@ -54,7 +54,10 @@ async fn hold(kept: &Kept, ipfs: &Arc<dyn Ipfs>, held: &mut HashSet<Cid>) -> Res
         ipfs.provide(&[*root]).await?;
         held.insert(*root);
     }
-    held.retain(|root| wanted.contains(root));
+    for root in held.clone().difference(&wanted) {
+        ipfs.let_go(&label(root), &[]).await?;
+        held.remove(root);
+    }
     Ok(())
 }
 
