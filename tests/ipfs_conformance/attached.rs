@@ -183,9 +183,10 @@ async fn a_kubo_that_counts_by_itself_never_goes_below_another_writer_unnoticed(
     until(&daemon, "it sees the other writer", is_blocked).await;
     let mut overwrite = Command::new(env!("CARGO_BIN_EXE_shoal"));
     overwrite.args(["name", "overwrite", "--config"]).arg(daemon.config()).env(ADDRESS, multiaddr(&double));
-    assert!(overwrite.output().unwrap().status.success());
+    let said = overwrite.output().unwrap();
     let why =
         "does not go over sequence 9, which is out: use a Kubo whose `ipfs name publish` has --sequence";
+    assert!(!said.status.success() && String::from_utf8(said.stderr).unwrap().contains(why));
     let is_said = |status: &Status| {
         status.own.as_ref().unwrap().error.as_ref().is_some_and(|error| error.contains(why))
     };
