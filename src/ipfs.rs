@@ -1,6 +1,6 @@
 //! The seam to the network: what the rest asks of IPFS, whoever does it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,12 +139,18 @@ impl IpfsError {
     }
 }
 
+/// What every label begins with by which something is kept.
+pub const LABEL_PREFIX: &str = "shoal ";
+
 /// What a name is to be signed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signing {
     pub name: IpnsName,
     pub root: Cid,
     pub sequence: u64,
+    /// The highest sequence of a record of this name that was seen, if any was: below `sequence`. Where the signer counts by
+    /// itself, this is what must be exceeded, but by a record for the same root that lives longer.
+    pub seen: Option<u64>,
     /// From now to the end of the record's life.
     pub validity: Duration,
     /// How long readers may cache it.
@@ -179,13 +185,18 @@ pub trait Ipfs: Send + Sync + 'static {
     async fn sign(&self, signing: &Signing) -> Result<IpnsRecord, IpfsError> {
         Err(IpfsError::NoKey(Box::new(signing.name)))
     }
-    /// Returns when all that is here of the DAG below `root` outlasts this daemon, under a label for people: a Kubo is
-    /// sent what it lacks and is here, and pins it. To the node there is nothing to do, since it serves what is here.
+    /// Returns when all that is here of the DAG below `root` outlasts this daemon, under a label for people, which begins with
+    /// [`LABEL_PREFIX`]: a Kubo is sent what it lacks and is here, and pins it. To the node there is nothing to do, since it
+    /// serves what is here.
     async fn keep(&self, _label: &str, _root: &Cid) -> Result<(), IpfsError> {
         Ok(())
     }
     /// Keeps under this label no longer what is not in `but`.
     async fn let_go(&self, _label: &str, _but: &[Cid]) -> Result<(), IpfsError> {
+        Ok(())
+    }
+    /// Keeps no longer what this daemon had kept under labels that begin with `kind` and are not among `labels`.
+    async fn let_go_rest(&self, _kind: &str, _labels: &BTreeSet<String>) -> Result<(), IpfsError> {
         Ok(())
     }
     /// The peers that share pulled-through images with us: trusted, connected, and daemons like this one. Sorted. The

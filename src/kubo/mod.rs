@@ -4,12 +4,15 @@
 //! before a name moves (`keep`); it signs for the keys that it has (`names`). It may be away for as long as it likes:
 //! every call then fails with [`IpfsError::Away`], and whoever called comes again. A task looks after it for `status`.
 
+mod abilities;
 mod keep;
 mod names;
+mod pins;
 mod rpc;
 mod walk;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,6 +31,7 @@ use crate::ipld::block::BLOCK_BYTES_MAX;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::store::{Blockstore, Notes, Store, StoreError, off_thread};
 use crate::tasks::Tasks;
+use abilities::Abilities;
 pub use names::KuboKeys;
 #[doc(hidden)]
 pub use names::fuzz;
@@ -87,6 +91,11 @@ pub enum KuboError {
     )]
     Strange { api: String, command: &'static str, reason: String },
     #[error(
+        "the Kubo at {api} takes no sequence for a name, and what it signed for {name} does not go over sequence {out}, \
+         which is out: use a Kubo whose `ipfs name publish` has --sequence"
+    )]
+    Sequence { api: String, name: Box<IpnsName>, out: u64 },
+    #[error(
         "the Kubo at {api} does not answer, and was never asked for its keys, which {key} = {name:?} may be: start it \
          once, or write the IPNS name out"
     )]
@@ -137,7 +146,10 @@ pub struct KuboClient(Arc<Inner>);
 
 struct Inner {
     rpc: Rpc,
+    /// What the release of this version can do.
+    abilities: Mutex<Option<(String, Abilities)>>,
     store: Blockstore,
+    notes: Notes,
     fetches: Semaphore,
     roots: mpsc::Sender<Cid>,
     status: watch::Sender<KuboStatus>,
@@ -189,7 +201,9 @@ impl KuboClient {
         let status = KuboStatus { api: rpc.api.clone(), ..KuboStatus::default() };
         let kubo = Self(Arc::new(Inner {
             rpc,
+            abilities: Mutex::default(),
             store: store.blocks().clone(),
+            notes: store.notes().clone(),
             fetches: Semaphore::new(FETCHES_MAX),
             roots,
             status: watch::Sender::new(status),
@@ -367,6 +381,10 @@ impl Ipfs for KuboClient {
 
     async fn let_go(&self, label: &str, but: &[Cid]) -> Result<(), IpfsError> {
         self.unpin(label, but).await
+    }
+
+    async fn let_go_rest(&self, kind: &str, labels: &BTreeSet<String>) -> Result<(), IpfsError> {
+        self.unpin_rest(kind, labels).await
     }
 
     fn mesh(&self) -> watch::Receiver<Arc<[Peer]>> {

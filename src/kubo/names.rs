@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use multibase::Base;
 use serde::Deserialize;
 
+use super::abilities::Abilities;
 use super::rpc::Call;
 use super::{KuboClient, KuboError, QUICK};
 use crate::ipfs::{IpfsError, Signing};
@@ -153,33 +154,79 @@ impl KuboClient {
     }
 
     pub(super) async fn sign_by_key(&self, signing: &Signing) -> Result<IpnsRecord, IpfsError> {
-        let Signing { name, root, sequence, validity, ttl } = signing;
+        let Signing { name, root, sequence, seen, .. } = signing;
         let keys = self.keys().await?;
         let Some(key) = keys.name_of(name) else { return Err(IpfsError::NoKey(Box::new(*name))) };
-        let (path, sequence_text) = (format!("/ipfs/{root}"), sequence.to_string());
-        let (lifetime, ttl) = (format!("{}s", validity.as_secs()), format!("{}s", ttl.as_secs()));
+        let takes_sequence = self.abilities().await?.takes_sequence;
+        let before = if takes_sequence { None } else { self.before(name).await? };
+        let out = before.as_ref().map(IpnsRecord::sequence);
+        let below = |out: Option<u64>| {
+            let (api, name) = (self.0.rpc.api.clone(), Box::new(*name));
+            KuboError::Sequence { api, name, out: out.unwrap_or_default() }
+        };
+        // Somebody else has published meanwhile: who asked has to know of it first.
+        if out > *seen {
+            return Err(below(out).into());
+        }
+        self.name_publish(key, signing, takes_sequence).await?;
+        let record = self.record(name).await?;
+        let is_above = match takes_sequence {
+            true => record.sequence() >= *sequence,
+            false => exceeds(&record, before.as_ref(), *seen),
+        };
+        match (record.root() == Some(*root), is_above) {
+            (true, true) => Ok(record),
+            (_, false) if !takes_sequence => Err(below(*seen).into()),
+            _ => {
+                let reason = format!("{name} points to {} after it was published for {root}", record.value());
+                Err(self.0.rpc.strange("name/publish", &reason).into())
+            }
+        }
+    }
+
+    async fn name_publish(
+        &self,
+        key: &str,
+        signing: &Signing,
+        takes_sequence: bool,
+    ) -> Result<(), KuboError> {
+        let (path, sequence) = (format!("/ipfs/{}", signing.root), signing.sequence.to_string());
+        let seconds = |time: Duration| format!("{}s", time.as_secs());
+        let (lifetime, ttl) = (seconds(signing.validity), seconds(signing.ttl));
+        let mut query = vec![
+            ("arg", path.as_str()),
+            ("key", key),
+            ("lifetime", &lifetime),
+            ("ttl", &ttl),
+            ("allow-offline", "true"),
+            ("resolve", "false"),
+        ];
+        query.extend(takes_sequence.then_some(("sequence", sequence.as_str())));
         let call = Call {
             command: "name/publish",
-            query: &[
-                ("arg", &path),
-                ("key", key),
-                ("lifetime", &lifetime),
-                ("ttl", &ttl),
-                ("sequence", &sequence_text),
-                ("allow-offline", "true"),
-                ("resolve", "false"),
-            ],
+            query: &query,
             patience: PUBLISH_TIMEOUT,
             bytes_max: ANSWER_BYTES_MAX,
         };
-        self.0.rpc.bytes(call).await?;
-        let record = self.record(name).await?;
-        if record.root() != Some(*root) || record.sequence() < *sequence {
-            let reason = format!("{name} points to {} after it was published for {root}", record.value());
-            return Err(self.0.rpc.strange("name/publish", &reason).into());
-        }
-        Ok(record)
+        self.0.rpc.bytes(call).await.map(drop)
     }
+
+    /// What is known of a name before it is signed for.
+    async fn before(&self, name: &IpnsName) -> Result<Option<IpnsRecord>, IpfsError> {
+        match self.record(name).await {
+            Ok(record) => Ok(Some(record)),
+            Err(IpfsError::NoRecord(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a record whose sequence Kubo chose goes over all that were seen, `before` among them. Kubo counts on only for
+/// another value: for the same one the record lives longer.
+fn exceeds(record: &IpnsRecord, before: Option<&IpnsRecord>, seen: Option<u64>) -> bool {
+    let is_longer =
+        before.is_some_and(|before| before.value() == record.value() && record.is_better_than(before));
+    Some(record.sequence()) > seen || Some(record.sequence()) == seen && is_longer
 }
 
 /// The last value among the lines of an answer.
@@ -189,10 +236,11 @@ fn value(answer: &[u8]) -> Option<Vec<u8>> {
     values.last().and_then(|event| Base::Base64Pad.decode(event.extra).ok())
 }
 
-/// Reads whatever bytes as an answer with a record: for fuzzing.
+/// Reads whatever bytes as an answer with a record, and as one about commands: for fuzzing.
 #[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) {
     let _ = value(bytes);
+    let _ = Abilities::read(bytes);
 }
 
 #[cfg(test)]
@@ -200,6 +248,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ipld::Block;
+    use crate::ipld::block::RAW;
 
     #[test]
     fn the_value_is_found_among_other_events() {
@@ -217,6 +267,24 @@ mod tests {
         assert_eq!(keys.find(id).unwrap().to_string(), id);
         assert_eq!(keys.find("Self"), None);
         assert_eq!(keys.find("k2k4r8kmho1gmyrjn9ls8610wfsx8n2t7bhhw3o1orlxkjcmobsxstj8"), None);
+    }
+
+    #[test]
+    fn a_sequence_of_kubos_own_goes_over_all_that_were_seen_or_prolongs_the_newest() {
+        let key = libp2p::identity::Keypair::generate_ed25519();
+        let record = |root: &'static [u8], sequence, hours: i64| {
+            let root = Block::encode(RAW, Bytes::from_static(root));
+            let until = Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+            IpnsRecord::sign(&key, root.cid(), sequence, until, QUICK).unwrap()
+        };
+        let before = record(b"one", 5, 10);
+        assert!(exceeds(&record(b"two", 6, 10), Some(&before), Some(5)));
+        assert!(exceeds(&record(b"two", 0, 10), None, None), "the first of all");
+        assert!(exceeds(&record(b"one", 5, 11), Some(&before), Some(5)), "the same root for longer");
+        assert!(!exceeds(&record(b"one", 5, 9), Some(&before), Some(5)), "the same root for less long");
+        assert!(!exceeds(&record(b"two", 5, 11), Some(&before), Some(5)), "another root");
+        assert!(!exceeds(&record(b"one", 5, 11), Some(&before), Some(6)), "a higher one was seen elsewhere");
+        assert!(!exceeds(&record(b"one", 5, 11), None, Some(5)), "nobody knows what it goes over");
     }
 
     proptest! {

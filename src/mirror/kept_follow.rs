@@ -1,6 +1,7 @@
 //! What is followed whole outlasts this daemon: see [`Ipfs::keep`]. What is not here whole is not kept so, since whoever
 //! keeps a root has to have all of it. Nobody waits for it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +11,19 @@ use super::chain;
 use super::roots::Follow;
 use crate::config::FollowMode;
 use crate::ipfs::{Ipfs, IpfsError};
-use crate::ipld::Cid;
+use crate::ipld::{Cid, TreeName};
 use crate::tasks::jittered;
 
 /// The pause before what failed is tried again: twice as long each time, within these.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
+/// What the label of each followed name begins with.
+const KIND: &str = "shoal follows ";
+
 /// Keeps the newest root that is here whole, and lets those before it go, until a stop.
 pub(super) async fn run(follow: Follow, ipfs: Arc<dyn Ipfs>, stop: CancellationToken) {
     let mut replica = follow.replica().subscribe();
-    let label = format!("shoal follows {}", follow.name);
+    let label = label(&follow.name);
     let (mut kept, mut tried, mut pause) = (None, None, RETRY_PAUSE.0);
     loop {
         let whole = replica.borrow_and_update().whole;
@@ -54,6 +58,28 @@ pub(super) async fn run(follow: Follow, ipfs: Arc<dyn Ipfs>, stop: CancellationT
             () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => (),
         }
     }
+}
+
+/// Lets go of what was kept of names that are followed no longer, whatever was kept of them; until it is done, or a stop.
+pub(super) async fn let_go_of_former(names: Vec<TreeName>, ipfs: Arc<dyn Ipfs>, stop: CancellationToken) {
+    let labels: BTreeSet<String> = names.iter().map(label).collect();
+    let mut pause = RETRY_PAUSE.0;
+    loop {
+        match stop.run_until_cancelled(ipfs.let_go_rest(KIND, &labels)).await {
+            None | Some(Ok(())) => return,
+            Some(Err(error)) => {
+                tracing::debug!(error = %chain(&error), "names that were followed are still kept by the network");
+            }
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
+            return;
+        }
+        pause = (2 * pause).min(RETRY_PAUSE.1);
+    }
+}
+
+fn label(name: &TreeName) -> String {
+    format!("{KIND}{name}")
 }
 
 async fn hold(ipfs: &Arc<dyn Ipfs>, label: &str, root: &Cid) -> Result<(), IpfsError> {

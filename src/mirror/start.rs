@@ -116,10 +116,12 @@ impl Mirror {
             let (inner, follow, ipfs) = (inner.clone(), follow.clone(), keeper.clone());
             tasks.spawn("replicate", |stop| replicate::run(inner, follow, ipfs, follow_quota_bytes, stop));
         }
+        let names = inner.follows.iter().map(|follow| follow.name.clone()).collect();
         for follow in inner.follows.clone() {
             let ipfs = keeper.clone();
             tasks.spawn("kept-follow", |stop| kept_follow::run(follow, ipfs, stop));
         }
+        tasks.spawn("kept-former", |stop| kept_follow::let_go_of_former(names, keeper, stop));
         Ok(Self(inner))
     }
 }

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# A blob of GIB gibibytes goes in by one PATCH and comes out whole; the daemon's memory stays within its bound. Half-way
-# of a second one the daemon is killed, and the upload goes on from where it was noted.
+# A blob of GIB gibibytes goes in by one PATCH and comes out whole; the daemon's memory stays within its bound, also while
+# it is sent to a Kubo, where that is the network. Half-way of a second one the daemon is killed, and the upload goes on
+# from where it was noted.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"; offline "$@"
+[ -z "${MODE:-}" ] || GIB=${GIB:-1}
 GIB=${GIB:-10} MEMORY_MIB_MAX=256
 scene "16: a blob of $GIB GiB"
 LOG_LEVEL=warn PORTS="$(free_port):0" shoal_config a "" ""; shoal_start a
@@ -21,6 +23,12 @@ wait_for 60 "the last byte is taken" test -e "$W/sent"
 finish "$at" "$digest"
 pulled=$(curl -sf "http://$a_registry/v2/large/app/blobs/$digest" | digest_of_bytes)
 [ "$pulled" = "$digest" ] || fail "what came out is not what went in: $pulled"
+if [ -n "${MODE:-}" ]; then
+  has_it() { [ "$(kubo a_kubo repo stat --size-only | awk '/^RepoSize/ {print $2}')" -gt "$size" ]; }
+  wait_for 120 "Kubo has it" has_it
+  published() { "$SHOAL" status --json --config "$W/a/config.yaml" | jq -e '.own.state == "published"'; }
+  wait_for 120 "it is published" published
+fi
 peak=$(($(awk '/^VmHWM:/ {print $2}' "/proc/$a_pid/status") / 1024))
 [ $peak -lt $MEMORY_MIB_MAX ] || fail "the daemon took $peak MiB, more than $MEMORY_MIB_MAX"
 say "in and out with at most $peak MiB"

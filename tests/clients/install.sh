@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # install.sh [interop] - the real clients and peers that the scenes run: Debian's containerd, Docker engine, podman, skopeo,
 # buildah, umoci, docker-registry and nginx, newer clients from later Debian releases (each in a folder of its own), two
-# Python clients, and Kubo built from its Go module; with a word, the peers of tests/interop too. Root, Debian 12. What is
-# there already is not installed again.
+# Python clients, and two releases of Kubo built from its Go module; with a word, the peers of tests/interop too. Root,
+# Debian 12. What is there already is not installed again.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -22,14 +22,18 @@ if [ -n "$missing" ]; then
   [ -z "${made_policy:-}" ] || rm -f $policy
 fi
 
-kubo_version=v0.43.0
-if [ "$("$KUBO" version --number 2>/dev/null || true)" != "${kubo_version#v}" ]; then
-  # Inside Kubo's own module folder, so that its go.sum is what is checked.
-  source=$(cd / && go mod download -json "github.com/ipfs/kubo@$kubo_version" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
-  mkdir -p "$(dirname "$KUBO")"
-  CGO_ENABLED=0 go -C "$source" build -trimpath -ldflags='-s -w' -o "$KUBO.new" ./cmd/ipfs
-  mv -f "$KUBO.new" "$KUBO"
-fi
+# kubo_install PROGRAM VERSION - inside Kubo's own module folder, so that its go.sum is what is checked.
+kubo_install() {
+  local program=$1 version=$2 source
+  [ "$("$program" version --number 2>/dev/null || true)" != "${version#v}" ] || return 0
+  source=$(cd / && go mod download -json "github.com/ipfs/kubo@$version" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
+  mkdir -p "$(dirname "$program")"
+  CGO_ENABLED=0 go -C "$source" build -trimpath -ldflags='-s -w' -o "$program.new" ./cmd/ipfs
+  mv -f "$program.new" "$program"
+}
+kubo_install "$TOOLS/ipfs" v0.43.0
+# The oldest that a daemon is attached to; its QUIC cannot be built with a newer Go.
+GOTOOLCHAIN=go1.20.14 kubo_install "$TOOLS/ipfs-0.22" v0.22.0
 
 conformance_version=v0.0.0-20260831232431-97274622c111
 if [ "$(go version -m "$CONFORMANCE" 2>/dev/null | awk '$2 ~ /distribution-spec\/conformance$/ {print $3}')" != "$conformance_version" ]; then
@@ -77,6 +81,7 @@ if [ "${1:-}" = interop ]; then
   grep -m 1 '"version"' "$helia/node_modules/helia/package.json"
 fi
 
-containerd --version; dockerd --version; podman --version; skopeo --version; docker-registry --version; "$KUBO" version
+containerd --version; dockerd --version; podman --version; skopeo --version; docker-registry --version; "$TOOLS/ipfs" version
+"$TOOLS/ipfs-0.22" version
 buildah --version; umoci --version; echo "$python_clients"
 for suite in $NEWER_SUITES; do in_chroot "$suite" containerd --version; done

@@ -2,7 +2,7 @@
 # ends, every folder lies below $W and goes with it. Nothing listens or dials beyond loopback.
 
 TOOLS=${SHOAL_TEST_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/shoal-tests}
-KUBO=$TOOLS/ipfs
+KUBO=$TOOLS/ipfs${KUBO_RELEASE:+-$KUBO_RELEASE}
 CONFORMANCE=$TOOLS/conformance                  # the OCI distribution-spec conformance suite
 PYTHON_TOOLS=$TOOLS/python
 INTEROP_TOOLS=$TOOLS/interop                    # Python peers of tests/interop
@@ -19,7 +19,7 @@ say() { echo "  $*"; }
 
 # scene NAME - begins a scene: a scratch folder, and the clean-up at its end.
 scene() {
-  echo "== $1${MODE:+, with $MODE}"
+  echo "== $1${MODE:+, with $MODE}${KUBO_RELEASE:+, Kubo $KUBO_RELEASE}"
   W=$(mktemp -d /tmp/shoal-scene.XXXXXX)
   PIDS=()
   trap 'status=$?; trap - EXIT; end_scene; exit $status' EXIT

@@ -1,5 +1,6 @@
 //! Whole daemons that have a Kubo for their network, and the predecessor's config files.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use tempfile::TempDir;
 use crate::common::name_server::{NameServer, link};
 use crate::common::{Daemon, Image, PATIENCE, Setup, daemon};
 use crate::double::{Double, Fault};
-use crate::kubo::Kubo;
+use crate::kubo::{Kubo, Release};
+use crate::leaf;
 
 pub const ADDRESS: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIADDRESS";
 pub const AUTH: &str = "REGISTRY_STORAGE_IPFS_IPFSAPIAUTH";
@@ -120,6 +122,85 @@ async fn what_is_followed_whole_is_pinned_and_the_rest_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_pin_of_a_name_that_is_followed_no_longer_goes_at_the_next_start() {
+    for other in [Double::start().await, Double::old().await] {
+        let double = Double::start().await;
+        double.has_key("self");
+        let writer = attached(&multiaddr(&double)).start();
+        writer.push("library/app", "1", &Image::small(33)).await;
+        let root = until(&writer, "published", is_published).await.own.unwrap().root;
+        shares(&double, &other);
+        let users = leaf("of the user").cid().to_string();
+        other.inside().pins.insert(users.clone(), String::new());
+        let reader = attached(&multiaddr(&other)).read_only().reads(&writer.ipns);
+        let reader = reader.env("REGISTRY_STORAGE_IPFS_FOLLOW", "all").start();
+        until(&reader, "it is pinned", |_| other.inside().pins.contains_key(&root)).await;
+
+        let reader = reader.kill_and_restart_with("REGISTRY_STORAGE_IPFS_READONLYIPNSKEYS", "[]");
+        until(&reader, "the pin goes", |_| other.inside().pins.keys().eq([&users])).await;
+        assert_eq!(reader.status().readonly.len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubo_that_names_no_pins_and_counts_by_itself_is_published_through() {
+    let double = Double::old().await;
+    let name = double.has_key("self");
+    let daemon = attached(&multiaddr(&double)).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
+    double.fails("dag/import", Fault::Error);
+    daemon.push("library/app", "1", &Image::small(41)).await;
+    let status = until(&daemon, "published", is_published).await;
+    assert_eq!(status.node.kubo.unwrap().version.as_deref(), Some("0.22.0"));
+    let first = status.own.unwrap().root;
+    let daemon = daemon.kill_and_restart();
+    daemon.push("library/app", "2", &Image::small(42)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != first;
+    let own = until(&daemon, "published again", moved).await.own.unwrap();
+    until(&daemon, "the old pin goes", |_| double.inside().pins.keys().eq([&own.root])).await;
+    let record = double.inside().records[&name.to_string()].clone();
+    let record = IpnsRecord::decode(&name, &record).unwrap();
+    assert_eq!(record.root().unwrap().to_string(), own.root);
+    assert_eq!(Some(record.sequence()), own.sequence, "what is said is what is out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubo_that_counts_by_itself_never_goes_below_another_writer_unnoticed() {
+    let double = Double::old().await;
+    let name = double.has_key("self");
+    let daemon = attached(&multiaddr(&double)).start();
+    daemon.push("library/app", "1", &Image::small(51)).await;
+    until(&daemon, "published", is_published).await;
+    let theirs = {
+        let mut inside = double.inside();
+        let hour = Duration::from_secs(3600);
+        let until = jiff::Timestamp::now() + hour;
+        let record = IpnsRecord::sign(&inside.keys[0].1, leaf("theirs").cid(), 9, until, hour).unwrap();
+        inside.records.insert(name.to_string(), record.bytes().clone());
+        record
+    };
+    daemon.push("library/app", "2", &Image::small(52)).await;
+    let is_blocked = |status: &Status| status.own.as_ref().unwrap().state == "blocked";
+    until(&daemon, "it sees the other writer", is_blocked).await;
+    let mut overwrite = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    overwrite.args(["name", "overwrite", "--config"]).arg(daemon.config()).env(ADDRESS, multiaddr(&double));
+    let said = overwrite.output().unwrap();
+    let why =
+        "does not go over sequence 9, which is out: use a Kubo whose `ipfs name publish` has --sequence";
+    assert!(!said.status.success() && String::from_utf8(said.stderr).unwrap().contains(why));
+    let is_said = |status: &Status| {
+        status.own.as_ref().unwrap().error.as_ref().is_some_and(|error| error.contains(why))
+    };
+    let status = until(&daemon, "it says why nothing is published", is_said).await;
+    assert!(!is_published(&status));
+    assert_eq!(double.inside().records[&name.to_string()], theirs.bytes());
+
+    double.inside().is_old = false;
+    until(&daemon, "a newer Kubo takes the sequence", is_published).await;
+    let record = double.inside().records[&name.to_string()].clone();
+    assert!(IpnsRecord::decode(&name, &record).unwrap().sequence() > 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
     let double = Double::start().await;
     double.has_key("self");
@@ -137,15 +218,16 @@ async fn a_daemon_starts_and_takes_pushes_while_its_kubo_is_away() {
     assert!(status.node.kubo.unwrap().error.unwrap().contains(&address.to_string()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
-    let Some((kubo, _other)) = Kubo::pair() else { return };
+/// An image goes by Kubo to an embedded daemon, and another one the other way.
+async fn carries_images(release: Release) {
+    let Some((kubo, _other)) = Kubo::pair_with(release, &[]) else { return };
     let ours = attached(&kubo.api()).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
     // With an empty layer, which Kubo never gives away.
     let image = Image::small(4);
     ours.push("library/app", "1", &image).await;
-    let root = until(&ours, "published", is_published).await.own.unwrap().root;
-    assert!(kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root), "the root is pinned");
+    let first = until(&ours, "published", is_published).await.own.unwrap().root;
+    let pins = || kubo.run(&["pin", "ls", "--type=recursive", "-q"]);
+    assert!(pins().contains(&first), "the root is pinned");
     let reader = daemon().read_only().dials(&ours.address).reads(&ours.ipns).start();
     reader.serves("library/app", "1", &image).await;
     // And the other way round: what Kubo does not have is found by it.
@@ -153,6 +235,106 @@ async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
     publisher.push("library/other", "1", &Image::new(5, &[0, 1000])).await;
     let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns).start();
     follower.serves("library/other", "1", &Image::new(5, &[0, 1000])).await;
+
+    let ours = ours.kill_and_restart();
+    ours.push("library/app", "2", &Image::small(14)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != first;
+    let own = until(&ours, "published again", moved).await.own.unwrap();
+    until(&ours, "only the new root is pinned", |_| pins().contains(&own.root) && !pins().contains(&first))
+        .await;
+    assert_eq!(kubo.run(&["name", "resolve", "--nocache", &ours.ipns]), format!("/ipfs/{}", own.root));
+    reader.serves("library/app", "2", &Image::small(14)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_kubo_carries_an_image_to_an_embedded_daemon() {
+    carries_images(Release::Newest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_kubo_carries_an_image_to_an_embedded_daemon() {
+    carries_images(Release::Oldest).await;
+}
+
+/// What is followed whole is read from Kubo by a daemon that has nothing, after everybody else has gone and Kubo has
+/// collected its garbage.
+async fn outlives_garbage_collection(release: Release) {
+    let Some((kubo, other)) = Kubo::pair_with(release, &[]) else { return };
+    let there = other.run(&["id", "-f", "<addrs>"]);
+    let publisher = daemon().dials(there.split_whitespace().next().unwrap()).start();
+    let image = Image::new(43, &[0, 1000, 1_500_000]);
+    publisher.push("library/app", "1", &image).await;
+    let root = until(&publisher, "published", is_published).await.own.unwrap().root;
+    kubo.run(&["swarm", "connect", &publisher.address]);
+    let follower = attached(&kubo.api()).read_only().reads(&publisher.ipns);
+    let follower = follower.env("REGISTRY_STORAGE_IPFS_FOLLOW", "all").start();
+    let is_pinned = || kubo.run(&["pin", "ls", "--type=recursive", "-q"]).contains(&root);
+    until(&follower, "it is pinned", |_| is_pinned()).await;
+    let name = publisher.ipns.clone();
+    publisher.kill();
+    follower.kill();
+
+    let unpinned = leaf("nobody needs it");
+    kubo.put(&unpinned);
+    assert!(kubo.has(&unpinned.cid().to_string()));
+    kubo.run(&["repo", "gc"]);
+    assert!(!kubo.has(&unpinned.cid().to_string()) && kubo.has(&root));
+    let late = attached(&kubo.api()).read_only().reads(&name).start();
+    late.serves("library/app", "1", &image).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_followed_whole_outlives_a_garbage_collection_of_a_real_kubo() {
+    outlives_garbage_collection(Release::Newest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_followed_whole_outlives_a_garbage_collection_of_the_oldest_kubo() {
+    outlives_garbage_collection(Release::Oldest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_kubo_is_not_rotated_and_nothing_is_left_behind() {
+    let double = Double::start().await;
+    let name = double.has_key("team");
+    let daemon = attached(&multiaddr(&double)).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "team").start();
+    daemon.push("library/app", "1", &Image::small(44)).await;
+    let before = until(&daemon, "published", is_published).await.own.unwrap();
+    let shoal = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command.args(arguments).arg("--config").arg(daemon.config());
+        command.env(ADDRESS, multiaddr(&double)).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "team");
+        command.output().unwrap()
+    };
+    let files = || {
+        let files = std::fs::read_dir(daemon.data().join("keystore")).unwrap();
+        files.map(|file| file.unwrap().file_name()).collect::<BTreeSet<_>>()
+    };
+    let keys = (files(), shoal(&["key", "list"]).stdout);
+    let calls = double.inside().calls.len();
+    for arguments in [&["key", "rotate"][..], &["key", "rotate", "team"]] {
+        let refused = shoal(arguments);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(refused.stdout.is_empty(), "no name is printed");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        let why = format!("the key of {name} is not in the keystore of this daemon: rotate it where it is");
+        assert!(said.lines().last().is_some_and(|line| line.contains(&why)), "{said}");
+    }
+    assert_eq!((files(), shoal(&["key", "list"]).stdout), keys);
+    {
+        let inside = double.inside();
+        assert_eq!(inside.keys.len(), 1);
+        let changes = ["key/", "name/publish", "routing/put"];
+        let is_change = |call: &&String| {
+            changes.iter().any(|begin| call.starts_with(begin)) && !call.starts_with("key/list")
+        };
+        assert_eq!(inside.calls[calls..].iter().find(is_change), None);
+    }
+    let own = daemon.status().own.unwrap();
+    assert_eq!((own.name, own.root, own.sequence), (before.name, before.root.clone(), before.sequence));
+    daemon.push("library/app", "2", &Image::small(45)).await;
+    let moved = |status: &Status| is_published(status) && status.own.as_ref().unwrap().root != before.root;
+    until(&daemon, "it goes on under its name", moved).await;
 }
 
 /// Writes an image as the predecessor's storage has it, with an upload in progress beside it.

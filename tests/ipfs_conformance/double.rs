@@ -1,5 +1,5 @@
 //! A double of Kubo's RPC API, for what the real one cannot be made to do: it lies, refuses, breaks off and forgets as it is
-//! told to. Answers have the shape that Kubo 0.43 gave them.
+//! told to. Answers have the shape that Kubo 0.43 gave them; or 0.22, which names no pins and counts sequences by itself.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,6 +33,10 @@ pub enum Fault {
 
 #[derive(Default)]
 pub struct Inside {
+    /// It is 0.22.
+    pub is_old: bool,
+    /// What an old one has signed itself: the sequences it counts on from.
+    pub counted: HashMap<String, (u64, Cid)>,
     pub blocks: HashMap<Cid, Bytes>,
     pub records: HashMap<String, Bytes>,
     /// With their labels.
@@ -74,6 +78,13 @@ impl Double {
         #[expect(clippy::disallowed_methods, reason = "a test has no tasks")]
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         self.servers.push(server);
+    }
+
+    /// One that cannot do what came later.
+    pub async fn old() -> Self {
+        let double = Self::start().await;
+        double.inside().is_old = true;
+        double
     }
 
     pub fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -155,7 +166,10 @@ impl Inside {
         let argument = values(query, "arg").first().copied().unwrap_or_default().to_owned();
         let name = argument.trim_start_matches("/ipns/").to_owned();
         match command {
-            "version" => json!({"Version": "0.43.0"}).to_string().into_response(),
+            "version" => {
+                json!({"Version": if self.is_old { "0.22.0" } else { "0.43.0" }}).to_string().into_response()
+            }
+            "commands" => self.commands(),
             "id" => json!({"ID": "12D3KooWDouble", "Addresses": null}).to_string().into_response(),
             "swarm/peers" => json!({"Peers": vec![json!({}); self.peers]}).to_string().into_response(),
             "key/list" => {
@@ -201,6 +215,7 @@ impl Inside {
                     ));
                 }
                 let label = match command {
+                    _ if self.is_old => String::new(),
                     "pin/update" => self.pins.get(&argument).cloned().unwrap_or_default(),
                     _ => values(query, "name").first().copied().unwrap_or_default().to_owned(),
                 };
@@ -215,14 +230,33 @@ impl Inside {
         }
     }
 
+    /// Of its commands those that differ between releases.
+    fn commands(&self) -> Response {
+        let command = |name: &str, below: &str, new: &[&str]| {
+            let new = new.iter().filter(|_| !self.is_old).map(|option| json!({"Names": [option]}));
+            let options: Vec<_> = new.chain([json!({"Names": ["type", "t"]})]).collect();
+            json!({"Name": name, "Subcommands": [{"Name": below, "Subcommands": null, "Options": options}]})
+        };
+        let all = [
+            command("pin", "add", &["name"]),
+            command("pin", "ls", &["names", "name"]),
+            command("name", "publish", &["sequence"]),
+        ];
+        json!({"Name": "ipfs", "Subcommands": all, "Options": []}).to_string().into_response()
+    }
+
     fn list_pins(&self, query: &[(String, String)], argument: &str) -> Response {
         let row =
             |(cid, label): (&String, &String)| (cid.clone(), json!({"Type": "recursive", "Name": label}));
-        let label = values(query, "name").first().copied();
+        // What it does not know it passes over.
+        let label = values(query, "name").first().copied().filter(|_| !self.is_old);
         let found: serde_json::Map<_, _> = self
             .pins
             .iter()
-            .filter(|(cid, given)| label.map_or_else(|| *cid == argument, |label| given.contains(label)))
+            .filter(|(cid, given)| match label {
+                Some(label) => given.contains(label),
+                None => argument.is_empty() || *cid == argument,
+            })
             .map(row)
             .collect();
         match (label, found.is_empty()) {
@@ -238,17 +272,24 @@ impl Inside {
             return refusal("no key by the given name was found");
         };
         let name = IpnsName::from_peer_id(key.public().to_peer_id());
-        let sequence: u64 = one("sequence").parse().unwrap();
+        let root: Cid = value.trim_start_matches("/ipfs/").parse().unwrap();
+        let sequence: u64 = match self.counted.get(&name.to_string()) {
+            _ if !self.is_old => one("sequence").parse().unwrap(),
+            None => 0,
+            Some((last, same)) => last + u64::from(*same != root),
+        };
         let known = self.records.get(&name.to_string());
-        if known.is_some_and(|known| IpnsRecord::decode(&name, known).unwrap().sequence() >= sequence) {
+        if !self.is_old
+            && known.is_some_and(|known| IpnsRecord::decode(&name, known).unwrap().sequence() >= sequence)
+        {
             return refusal("sequence number must be greater than the current record sequence");
         }
         let seconds = |text: String| text.trim_end_matches('s').parse::<u64>().unwrap();
         let until = jiff::Timestamp::now() + std::time::Duration::from_secs(seconds(one("lifetime")));
         let ttl = std::time::Duration::from_secs(seconds(one("ttl")));
-        let root: Cid = value.trim_start_matches("/ipfs/").parse().unwrap();
         let record = IpnsRecord::sign(key, &root, sequence, until, ttl).unwrap();
-        self.records.insert(name.to_string(), record.bytes().clone());
+        self.counted.insert(name.to_string(), (sequence, root));
+        self.offer(&name.to_string(), record.bytes().clone());
         json!({"Name": name.to_string(), "Value": value}).to_string().into_response()
     }
 

@@ -2,6 +2,7 @@
 
 use shoal::ipfs::{Ipfs, IpfsError, Signing, Want};
 use shoal::ipld::dag_pb::Link;
+use shoal::ipld::ipns::IpnsRecord;
 use shoal::ipld::unixfs::encode_directory;
 use shoal::ipld::{Block, Cid};
 use shoal::kubo::{self, KuboClient};
@@ -22,7 +23,11 @@ struct Scene {
 }
 
 async fn scene() -> Scene {
-    let (double, folder, tasks) = (Double::start().await, TempDir::new().unwrap(), Tasks::new());
+    scene_with(Double::start().await).await
+}
+
+async fn scene_with(double: Double) -> Scene {
+    let (folder, tasks) = (TempDir::new().unwrap(), Tasks::new());
     let store = store(&folder);
     let (kubo, _) = KuboClient::start(&tasks, &store, double.config()).await.unwrap();
     Scene { double, kubo, store, _folder: folder, tasks }
@@ -130,7 +135,8 @@ async fn a_key_of_kubo_signs_there_and_no_other() {
     let nothing = scene.kubo.resolve(&name).await;
     assert!(matches!(nothing, Err(IpfsError::NoRecord(_))), "it knows its own keys best: {nothing:?}");
     let (root, hour) = (*leaf("root").cid(), Duration::from_secs(3600));
-    let signing = Signing { name, root, sequence: 7, validity: hour, ttl: Duration::from_secs(60) };
+    let signing =
+        Signing { name, root, sequence: 7, seen: None, validity: hour, ttl: Duration::from_secs(60) };
     let record = scene.kubo.sign(&signing).await.unwrap();
     assert_eq!((record.root(), record.sequence()), (Some(root), 7));
     scene.kubo.publish(&record).await.unwrap();
@@ -140,6 +146,106 @@ async fn a_key_of_kubo_signs_there_and_no_other() {
     assert!(matches!(none, Err(IpfsError::NoKey(_))), "{none:?}");
     let nobody = scene.kubo.resolve(&stranger).await;
     assert!(matches!(nobody, Err(IpfsError::NoPeers(_))), "nobody was asked: {nobody:?}");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_our_pins_are_let_go_where_pins_have_no_names() {
+    let scene = scene_with(Double::old().await).await;
+    let users = *leaf("of the user").cid();
+    scene.double.inside().pins.insert(users.to_string(), String::new());
+    let one = scene.tree(&[("a", "first")]);
+    scene.kubo.keep("shoal name", &one).await.unwrap();
+    let two = scene.tree(&[("a", "first"), ("b", "second")]);
+    scene.kubo.keep("shoal name", &two).await.unwrap();
+    assert_eq!(scene.double.inside().imported, 2 + 2, "only what is new, here too");
+    scene.kubo.let_go("shoal name", &[two]).await.unwrap();
+    let mut left = [users.to_string(), two.to_string()];
+    left.sort();
+    assert_eq!(scene.pins(), left);
+
+    scene.double.inside().blocks.insert(users, leaf("of the user").bytes().clone());
+    scene.kubo.keep("shoal layout", &users).await.unwrap();
+    scene.kubo.let_go("shoal layout", &[]).await.unwrap();
+    assert_eq!(scene.pins(), left, "what the user had pinned before us");
+    scene.kubo.keep("shoal follows it", &two).await.unwrap();
+    scene.kubo.let_go("shoal name", &[]).await.unwrap();
+    assert_eq!(scene.pins(), left, "what is needed under another label");
+    scene.kubo.let_go("shoal follows it", &[]).await.unwrap();
+    assert_eq!(scene.pins(), [users.to_string()]);
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pinned_without_a_name_is_let_go_by_a_newer_kubo_and_what_the_user_took_over_is_not() {
+    let scene = scene_with(Double::old().await).await;
+    let (one, two) = (scene.tree(&[("a", "first")]), scene.tree(&[("b", "second")]));
+    scene.kubo.keep("shoal name", &one).await.unwrap();
+    scene.double.inside().is_old = false;
+    scene.kubo.keep("shoal name", &two).await.unwrap();
+    scene.kubo.let_go("shoal name", &[two]).await.unwrap();
+    assert_eq!(scene.pins(), [two.to_string()]);
+    for name in ["backup", ""] {
+        scene.double.inside().pins.insert(two.to_string(), name.to_owned());
+        scene.kubo.let_go("shoal name", &[]).await.unwrap();
+        assert_eq!(scene.pins(), [two.to_string()], "the user has pinned it anew as {name:?}");
+    }
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_no_longer_is_let_go_kind_by_kind() {
+    for double in [Double::start().await, Double::old().await] {
+        let scene = scene_with(double).await;
+        let roots = ["one", "two", "three"].map(|text| scene.tree(&[("a", text)]));
+        for (label, root) in ["shoal follows a", "shoal follows b", "shoal name"].iter().zip(&roots) {
+            scene.kubo.keep(label, root).await.unwrap();
+        }
+        let strange = leaf("by another daemon").cid().to_string();
+        scene.double.inside().pins.insert(strange.clone(), "shoal follows c".to_owned());
+        let labels = ["shoal follows b".to_owned()].into();
+        scene.kubo.let_go_rest("shoal follows ", &labels).await.unwrap();
+        let mut left = [roots[1].to_string(), roots[2].to_string(), strange];
+        left.sort();
+        assert_eq!(scene.pins(), left);
+        scene.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_that_kubo_chose_is_held_against_all_that_are_out() {
+    let scene = scene_with(Double::old().await).await;
+    let name = scene.double.has_key("team");
+    let (hour, ttl) = (Duration::from_secs(3600), Duration::from_secs(60));
+    let root_of = |text| *leaf(text).cid();
+    let signing = |root, seen: Option<u64>| {
+        let sequence = seen.map_or(1, |seen| seen + 1);
+        Signing { name, root, sequence, seen, validity: hour, ttl }
+    };
+    let first = scene.kubo.sign(&signing(root_of("one"), None)).await.unwrap();
+    assert_eq!(first.sequence(), 0);
+    let second = scene.kubo.sign(&signing(root_of("two"), Some(0))).await.unwrap();
+    assert_eq!((second.root(), second.sequence()), (Some(root_of("two")), 1));
+    let again = scene.kubo.sign(&signing(root_of("two"), Some(1))).await.unwrap();
+    assert_eq!(again.sequence(), 1, "the same root");
+    assert!(again.is_better_than(&second), "for longer");
+    scene.kubo.publish(&again).await.unwrap();
+
+    // Somebody else with this key.
+    let theirs = {
+        let mut inside = scene.double.inside();
+        let until = jiff::Timestamp::now() + hour;
+        let record = IpnsRecord::sign(&inside.keys[0].1, &root_of("theirs"), 9, until, ttl).unwrap();
+        inside.records.insert(name.to_string(), record.bytes().clone());
+        record
+    };
+    let count = || scene.double.inside().counted[&name.to_string()].0;
+    let unseen = scene.kubo.sign(&signing(root_of("three"), Some(1))).await.unwrap_err().to_string();
+    assert!(unseen.contains("does not go over sequence 9"), "{unseen}");
+    assert_eq!(count(), 1, "nothing was signed");
+    let below = scene.kubo.sign(&signing(root_of("three"), Some(9))).await.unwrap_err().to_string();
+    assert!(below.contains("does not go over sequence 9") && below.contains("--sequence"), "{below}");
+    assert_eq!(scene.kubo.resolve(&name).await.unwrap().bytes(), theirs.bytes());
     scene.end().await;
 }
 

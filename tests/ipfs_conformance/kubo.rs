@@ -1,5 +1,5 @@
-//! Real Kubos on loopback that speak to each other and nobody else. `.ci/run` has them installed; where there is none the
-//! tests say that they were skipped.
+//! Real Kubos on loopback that speak to each other and nobody else: the newest, and the oldest that works. `.ci/run` has
+//! them installed; where there is none the tests say that they were skipped.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::PathBuf;
@@ -11,7 +11,16 @@ use tempfile::TempDir;
 
 const AUTH: &str = "bearer:t0ken";
 
+/// A release of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    Newest,
+    /// 0.22, which has no credentials for its API.
+    Oldest,
+}
+
 pub struct Kubo {
+    release: Release,
     program: PathBuf,
     repo: TempDir,
     child: Option<Child>,
@@ -22,12 +31,12 @@ pub struct Kubo {
 impl Kubo {
     /// Two that are connected. `None`: it is not installed.
     pub fn pair() -> Option<(Self, Self)> {
-        Self::pair_with(&[])
+        Self::pair_with(Release::Newest, &[])
     }
 
-    /// The same, with settings of the first, in JSON.
-    pub fn pair_with(settings: &[(&str, &str)]) -> Option<(Self, Self)> {
-        let (mut one, mut other) = (Self::prepare()?, Self::prepare()?);
+    /// The same of a release, with settings of the first, in JSON.
+    pub fn pair_with(release: Release, settings: &[(&str, &str)]) -> Option<(Self, Self)> {
+        let (mut one, mut other) = (Self::prepare(release)?, Self::prepare(release)?);
         for (key, value) in settings {
             one.run(&["config", "--json", key, value]);
         }
@@ -39,7 +48,7 @@ impl Kubo {
         Some((one, other))
     }
 
-    fn prepare() -> Option<Self> {
+    fn prepare(release: Release) -> Option<Self> {
         let installed = || {
             let home = std::env::home_dir()?;
             let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
@@ -48,11 +57,15 @@ impl Kubo {
         let tools = std::env::var_os("SHOAL_TEST_TOOLS").map(PathBuf::from).or_else(installed)?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(tools).chain(std::env::split_paths(&path));
-        let Some(program) = folders.map(|folder| folder.join("ipfs")).find(|program| program.exists()) else {
-            eprintln!("SKIPPED: there is no Kubo; tests/clients/install.sh gets it");
+        let name = match release {
+            Release::Newest => "ipfs",
+            Release::Oldest => "ipfs-0.22",
+        };
+        let Some(program) = folders.map(|folder| folder.join(name)).find(|program| program.exists()) else {
+            eprintln!("SKIPPED: there is no {name}; tests/clients/install.sh gets it");
             return None;
         };
-        let kubo = Self { program, repo: TempDir::new().unwrap(), child: None, output: None };
+        let kubo = Self { release, program, repo: TempDir::new().unwrap(), child: None, output: None };
         kubo.run(&["init", "--empty-repo", "--profile", "test"]);
         for (key, value) in [
             ("AutoConf.Enabled", "false"),
@@ -74,7 +87,9 @@ impl Kubo {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.env("IPFS_PATH", self.repo.path()).env("IPFS_TELEMETRY", "off").stderr(Stdio::null());
-        command.args(["--api-auth", AUTH]);
+        if self.release == Release::Newest {
+            command.args(["--api-auth", AUTH]);
+        }
         command
     }
 
@@ -82,6 +97,11 @@ impl Kubo {
         let output = self.command().args(arguments).output().unwrap();
         assert!(output.status.success(), "ipfs {arguments:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Whether a block is there, without asking anybody.
+    pub fn has(&self, cid: &str) -> bool {
+        self.command().args(["block", "stat", "--offline", cid]).output().unwrap().status.success()
     }
 
     pub fn put(&self, block: &Block) {

@@ -21,6 +21,7 @@ use common::PATIENCE;
 use double::Double;
 use hyper::Request;
 use jiff::Timestamp;
+use kubo::{Kubo, Release};
 use libp2p::identity::Keypair;
 use shoal::ipfs::{Ipfs, IpfsError, Peer, Want};
 use shoal::ipld::Block;
@@ -141,9 +142,9 @@ async fn the_double_of_kubos_api_conforms() {
     tasks.shutdown(Duration::from_secs(5)).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_real_kubo_conforms() {
-    let Some((kubo, other)) = kubo::Kubo::pair() else { return };
+/// A real one, with another that has what is far away.
+async fn kubo_conforms(release: Release) {
+    let Some((kubo, other)) = Kubo::pair_with(release, &[]) else { return };
     let far = leaf("far away");
     other.put(&far);
     let (folder, tasks) = (TempDir::new().unwrap(), Tasks::new());
@@ -151,4 +152,14 @@ async fn a_real_kubo_conforms() {
     assert!(keys.unwrap().find("self").is_some());
     conforms(&Subject { ipfs: Arc::new(client), far, _rest: Box::new((kubo, other, folder)) }).await;
     tasks.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_kubo_conforms() {
+    kubo_conforms(Release::Newest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_kubo_conforms() {
+    kubo_conforms(Release::Oldest).await;
 }

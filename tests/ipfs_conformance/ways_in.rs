@@ -16,7 +16,7 @@ use crate::attached::{ADDRESS, AUTH, attached, is_published, until};
 use crate::common::authority::Authority;
 use crate::common::{Image, daemon};
 use crate::double::Double;
-use crate::kubo::Kubo;
+use crate::kubo::{Kubo, Release};
 
 const CA: &str = "REGISTRY_STORAGE_IPFS_IPFSAPICA";
 
@@ -124,7 +124,7 @@ async fn a_real_kubo_is_reached_by_its_unix_socket() {
     let folder = TempDir::new().unwrap();
     let address = format!("/unix{}", folder.path().join("api.sock").display());
     let only = format!("[\"{address}\"]");
-    let Some((kubo, other)) = Kubo::pair_with(&[("Addresses.API", &only)]) else { return };
+    let Some((kubo, other)) = Kubo::pair_with(Release::Newest, &[("Addresses.API", &only)]) else { return };
     assert_eq!(kubo.api(), address);
     let ours = attached(&address).env("REGISTRY_STORAGE_IPFS_WRITEIPNSKEY", "self").start();
     let image = Image::small(22);

@@ -14,6 +14,9 @@ use crate::ipfs::{Ipfs, IpfsError};
 /// The pause before what failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(60);
 
+/// What the label of each layout begins with.
+const KIND: &str = "shoal layout ";
+
 /// Runs until `stop`; `changed` tells of a layout that came or went.
 pub(in crate::mirror) async fn run(
     kept: Kept,
@@ -43,6 +46,9 @@ pub(in crate::mirror) async fn run(
 
 async fn hold(kept: &Kept, ipfs: &Arc<dyn Ipfs>, held: &mut HashSet<Cid>) -> Result<(), IpfsError> {
     let wanted: HashSet<Cid> = kept.roots().into_iter().collect();
+    // One may have gone while the network was away, before this run.
+    let labels = wanted.iter().map(label).collect();
+    ipfs.let_go_rest(KIND, &labels).await?;
     for root in wanted.difference(&held.clone()) {
         ipfs.keep(&label(root), root).await?;
         ipfs.provide(&[*root]).await?;
@@ -56,5 +62,5 @@ async fn hold(kept: &Kept, ipfs: &Arc<dyn Ipfs>, held: &mut HashSet<Cid>) -> Res
 }
 
 fn label(root: &Cid) -> String {
-    format!("shoal layout {root}")
+    format!("{KIND}{root}")
 }

@@ -77,7 +77,7 @@ impl Task {
             return Err(error.into());
         }
         self.signer.key = SigningKey::Ours(Box::new(key));
-        (self.record, self.sequence_floor) = (Some(row), 0);
+        (self.record, self.sequence_floor, self.seen_sequence) = (Some(row), 0, None);
         (self.put_pending, self.former_pending) = (true, true);
         self.resume();
         self.ipfs.follow(&new).await;

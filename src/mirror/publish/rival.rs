@@ -63,9 +63,13 @@ impl Task {
     /// The rival that is on disk from a run before, unless it was settled.
     pub(super) fn recall(&mut self, bytes: &[u8]) {
         match IpnsRecord::decode(&self.signer.name(), bytes) {
-            // Expired or not: its tree may hold what ours does not.
-            Ok(record) if self.is_rival(&record) => self.block(record),
-            Ok(_) => (),
+            Ok(record) => {
+                self.seen_sequence = self.seen_sequence.max(Some(record.sequence()));
+                // Expired or not: its tree may hold what ours does not.
+                if self.is_rival(&record) {
+                    self.block(record);
+                }
+            }
             Err(error) => tracing::error!(%error, "the record of another writer on disk is not usable"),
         }
     }
@@ -73,8 +77,12 @@ impl Task {
     /// Holds a record that the network has of our name against the one that we signed last. An error: it cannot be said
     /// yet whether the tree in it may be taken over.
     pub(super) async fn compare(&mut self, theirs: &IpnsRecord) -> Result<(), PublishError> {
-        let is_ours = *theirs.name() == self.signer.name();
-        if !is_ours || theirs.check_validity(Timestamp::now()).is_err() || !self.is_rival(theirs) {
+        let is_of_us = *theirs.name() == self.signer.name();
+        if !is_of_us || theirs.check_validity(Timestamp::now()).is_err() {
+            return Ok(());
+        }
+        self.seen_sequence = self.seen_sequence.max(Some(theirs.sequence()));
+        if !self.is_rival(theirs) {
             return Ok(());
         }
         let current = self.commits.root();

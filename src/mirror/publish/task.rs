@@ -63,6 +63,8 @@ pub(super) struct Task {
     empty: Cid,
     /// What the next sequence must exceed, after the user chose to go over that of another writer.
     pub(super) sequence_floor: u64,
+    /// The highest sequence of a record of this name that was seen, whoever signed it.
+    pub(super) seen_sequence: Option<u64>,
     /// What the name points to, as far as this run knows.
     put_root: Option<Cid>,
 }
@@ -106,8 +108,10 @@ impl Task {
             empty: *encode_directory(Vec::new()).cid(),
             pause: RETRY_PAUSE.0,
             sequence_floor: 0,
+            seen_sequence: None,
             put_root: None,
         };
+        task.seen_sequence = task.signed().map(|record| record.sequence());
         task.due = task.changed_since_signed().then(Instant::now);
         if let Some(rival) = &known.rival {
             task.recall(rival);
@@ -334,11 +338,14 @@ impl Task {
         self.keep(root).await?;
         self.remember(OwnRecord { sequence, root, bytes: Vec::new() }).await?;
         let validity = self.signer.record_validity;
-        let signing = Signing { name, root, sequence, validity, ttl: RECORD_TTL };
+        let seen = self.seen_sequence;
+        let signing = Signing { name, root, sequence, seen, validity, ttl: RECORD_TTL };
         let signed = self.ipfs.sign(&signing).await;
         // It may know of a newer record than we do.
         self.settled &= signed.is_ok();
-        Ok(signed?)
+        let record = signed?;
+        self.seen_sequence = seen.max(Some(record.sequence()));
+        Ok(record)
     }
 
     /// Has the root kept before the name moves there; besides it only what the name points to.
