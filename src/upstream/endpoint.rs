@@ -45,6 +45,8 @@ pub(super) struct Ask<'a> {
     pub(super) below: String,
     pub(super) query: Vec<(String, String)>,
     pub(super) headers: HeaderMap,
+    /// Several of us wait for it.
+    pub(super) is_for_mesh: bool,
 }
 
 /// An endpoint's URL, whose path lies above `/v2`, or says by a `v2` in it where that is: so one repository, or one project
@@ -59,7 +61,11 @@ struct Base {
 
 impl Ask<'_> {
     fn kind(&self) -> Kind {
-        if self.below.starts_with("blobs/") { Kind::Blob } else { Kind::Manifest }
+        match self.below.starts_with("blobs/") {
+            true if self.is_for_mesh => Kind::BlobForMesh,
+            true => Kind::Blob,
+            false => Kind::Manifest,
+        }
     }
 }
 
@@ -285,7 +291,7 @@ mod tests {
         ] {
             let base = Base::new(url.parse().unwrap());
             let (below, query, headers) = ("tags/list".to_owned(), Vec::new(), HeaderMap::new());
-            let ask = Ask { method: Method::GET, repo: &repo, below, query, headers };
+            let ask = Ask { method: Method::GET, repo: &repo, below, query, headers, is_for_mesh: false };
             assert_eq!(base.url_of(&ask).as_str(), asked);
             assert_eq!(base.scope_of(&repo), scope);
         }

@@ -50,6 +50,7 @@ pub(super) struct Registry {
 pub struct Upstream {
     registry: Arc<Registry>,
     via: String,
+    is_for_mesh: bool,
 }
 
 /// What the header of a manifest says; nothing of it is proven.
@@ -118,12 +119,19 @@ impl Registry {
 
 impl Upstream {
     pub(super) fn new(registry: Arc<Registry>, via: String) -> Self {
-        Self { registry, via }
+        Self { registry, via, is_for_mesh: false }
     }
 
     /// The same, as asked for a request that came by the mirrors named in `via`, which is ours too.
     pub fn on_behalf(mut self, via: String) -> Self {
         self.via = via;
+        self
+    }
+
+    /// The same, as asked for what several of us wait for: one that rests after failures is tried for a blob once a second
+    /// all the same, so that who is meant to go there finds out first that it is back.
+    pub fn for_mesh(mut self) -> Self {
+        self.is_for_mesh = true;
         self
     }
 
@@ -291,7 +299,7 @@ impl Upstream {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(HeaderValue::try_from(accept).ok().map(|accept| (ACCEPT, accept)));
         headers.extend(HeaderValue::try_from(&self.via).ok().map(|via| (VIA, via)));
-        Ask { method, repo, below, query: Vec::new(), headers }
+        Ask { method, repo, below, query: Vec::new(), headers, is_for_mesh: self.is_for_mesh }
     }
 
     /// A manifest that was compressed though nobody asked for it.

@@ -214,6 +214,12 @@ impl Mesh {
         holders.into_iter().map(|(_, peer)| peer).take(HOLDERS_MAX).collect()
     }
 
+    /// Whether anybody holds a thing, or is getting it.
+    pub(super) fn is_held(&self, key: Key) -> bool {
+        let now = Instant::now();
+        self.peers().values().any(|known| known.is_healthy(now) && known.theirs.held(key).is_some())
+    }
+
     /// Whether a peer may follow a fill of ours that has no source yet: only one that is meant for it less than we are, so
     /// that no two wait for each other.
     pub(super) fn may_wait_for_us(&self, peer: &Peer, key: Key) -> bool {

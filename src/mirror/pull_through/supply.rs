@@ -296,7 +296,11 @@ impl Supply {
 
     /// A part of the blob straight from upstream.
     pub(super) async fn part(&self, from: u64, to: Option<u64>) -> Result<Option<Opened>, MirrorError> {
-        let body = self.upstream.blob(&self.repository.name, &self.digest, from, to).await?;
+        let upstream = match &self.mesh {
+            Some(mesh) if !mesh.is_alone() => self.upstream.clone().for_mesh(),
+            _ => self.upstream.clone(),
+        };
+        let body = upstream.blob(&self.repository.name, &self.digest, from, to).await?;
         Ok(body.map(|body| Opened {
             size_bytes: body.size_bytes,
             at: body.at,
