@@ -12,7 +12,7 @@ const REST: Duration = Duration::from_secs(5);
 /// … up to this, which also bounds what a registry may ask for by `Retry-After`.
 const REST_MAX: Duration = Duration::from_secs(60);
 
-/// How often one that rests after failures is tried all the same, for what several of us wait for.
+/// How often one that rests after failures is tried all the same, for what we are to fetch for several.
 const TRIED_EVERY: Duration = Duration::from_secs(1);
 /// How long an endpoint that let somebody wait for nothing is believed to hang, from then on …
 const HUNG_FOR: Duration = Duration::from_secs(15);
@@ -25,7 +25,7 @@ pub(super) enum Kind {
     /// And lists.
     Manifest,
     Blob,
-    /// A blob that several of us wait for.
+    /// A blob that we are to fetch for several.
     BlobForMesh,
 }
 
@@ -125,6 +125,11 @@ impl Breaker {
         *self.asked(kind) = Some(Asked { until, said });
         // It answers: who waits for that to show may try.
         (self.rests_until, self.probe) = (None, None);
+    }
+
+    /// Whether one request tries if a rest did any good.
+    pub(super) fn is_probed(&self) -> bool {
+        self.probe.is_some()
     }
 
     pub(super) fn is_resting(&self, now: Instant, kind: Kind) -> bool {

@@ -45,7 +45,7 @@ pub(super) struct Ask<'a> {
     pub(super) below: String,
     pub(super) query: Vec<(String, String)>,
     pub(super) headers: HeaderMap,
-    /// Several of us wait for it.
+    /// We are to fetch it for several.
     pub(super) is_for_mesh: bool,
 }
 
@@ -171,6 +171,14 @@ impl Endpoint {
             }
             left = patience.saturating_sub(begun.elapsed());
         }
+    }
+
+    /// Waits for the outcome of the request that finds out whether a rest did any good, 1 s at most. `false`: there is none.
+    pub(super) async fn settles(&self) -> bool {
+        let settled = self.settled.notified();
+        let is_probed = self.state().breaker.is_probed();
+        // One that takes longer is not waited for.
+        is_probed && timeout(PROBE_WAIT, settled).await.is_ok()
     }
 
     async fn try_get(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {

@@ -128,8 +128,8 @@ impl Upstream {
         self
     }
 
-    /// The same, as asked for what several of us wait for: one that rests after failures is tried for a blob once a second
-    /// all the same, so that who is meant to go there finds out first that it is back.
+    /// The same, as asked by the one of several that is meant to: if it rests after failures, it is tried for a blob once a
+    /// second all the same, so that this one finds out first that it is back.
     pub fn for_mesh(mut self) -> Self {
         self.is_for_mesh = true;
         self
@@ -146,6 +146,16 @@ impl Upstream {
     /// Whether any endpoint is asked at all; after repeated failures none is, for a while.
     pub fn is_asked(&self) -> bool {
         self.registry.endpoints.iter().any(Endpoint::is_asked)
+    }
+
+    /// Waits for the outcome of a request that finds out whether it is back, 1 s at most for each endpoint. `false`: none is
+    /// under way, or none has ended. May be dropped midway.
+    pub async fn settles(&self) -> bool {
+        let mut has_settled = false;
+        for endpoint in &self.registry.endpoints {
+            has_settled |= endpoint.settles().await;
+        }
+        has_settled
     }
 
     /// Asks. `None`: it is not there.

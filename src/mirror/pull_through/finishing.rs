@@ -134,7 +134,8 @@ impl PullThrough {
     }
 
     async fn is_upstream(&self, place: &Place, layer: &Descriptor) -> Result<(), MirrorError> {
-        let absent = || MirrorError::NotUpstream { repository: place.repository.clone(), digest: layer.digest };
+        let absent =
+            || MirrorError::NotUpstream { repository: place.repository.clone(), digest: layer.digest };
         if self.is_absent(place, &layer.digest) {
             return Err(absent());
         }
@@ -207,7 +208,8 @@ impl PullThrough {
         image: &ParsedManifest,
     ) -> Result<Option<Digest>, MirrorError> {
         for blob in image.blobs.iter().filter(|blob| !blob.non_distributable) {
-            if !self.is_near(place, &blob.digest) && self.0.cache.blob_anywhere(&blob.digest).await?.is_none() {
+            if !self.is_near(place, &blob.digest) && self.0.cache.blob_anywhere(&blob.digest).await?.is_none()
+            {
                 return Ok(Some(blob.digest));
             }
         }
@@ -224,7 +226,10 @@ impl PullThrough {
     async fn missing(&self, image: &ParsedManifest, at_most: usize) -> Result<Vec<Descriptor>, MirrorError> {
         let (mut missing, mut seen) = (Vec::new(), HashSet::new());
         for blob in image.blobs.iter().filter(|blob| !blob.non_distributable) {
-            if missing.len() < at_most && seen.insert(blob.digest) && self.0.cache.blob_anywhere(&blob.digest).await?.is_none() {
+            if missing.len() < at_most
+                && seen.insert(blob.digest)
+                && self.0.cache.blob_anywhere(&blob.digest).await?.is_none()
+            {
                 missing.push(blob.clone());
             }
         }
