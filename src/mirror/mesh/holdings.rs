@@ -252,7 +252,8 @@ mod tests {
     }
 
     fn held() -> impl Strategy<Value = Option<Held>> {
-        prop_oneof![Just(None), Just(Some(Held::Filling)), Just(Some(Held::Whole))]
+        let held = [Held::Filling, Held::Fetching, Held::Whole].map(Some);
+        prop::sample::select(vec![None, held[0], held[1], held[2]])
     }
 
     proptest! {
