@@ -179,9 +179,9 @@ async fn who_has_credentials_fetches_for_those_who_have_none() {
     upstream.admits(Access::Basic("user", "secret"));
     let with = "username: user, password: secret";
     let daemons = cluster(&upstream, &["", with, ""]).await;
-    // Of several images each daemon is the first in the succession for some.
-    for n in 0..4_u64 {
-        let (tag, image) = (n.to_string(), Image::new(630 + n, &[2000, 3000]));
+    // Of several images each daemon is the first in the succession for some. One has more layers than are begun at once.
+    for (n, layers) in (0_u64..).zip([2, 2, 2, 9]) {
+        let (tag, image) = (n.to_string(), Image::new(630 + n, &vec![2000; layers]));
         upstream.push(REPO, &tag, &image);
         all_pull(&daemons, &tag, &image).await;
     }

@@ -5,22 +5,24 @@
 mod common;
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::http::Uri;
+use axum::body::Body;
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
-use common::upstream::Upstream;
+use common::upstream::{Fault, Rule, Upstream};
 use common::{Daemon, Image, PATIENCE, daemon};
-use futures::TryStreamExt;
+use futures::{TryStreamExt, stream};
 use hyper::{Request, StatusCode};
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use shoal::http::peer;
-use shoal::ipfs::{Ipfs, IpfsError, Peer};
+use shoal::ipfs::{Ipfs, IpfsError, Peer, PeerBody, PeerStreams};
 use shoal::ipld::{Block, Cid, car};
 use shoal::node::{self, NodeClient, NodeConfig};
 use shoal::oci::Digest;
@@ -206,18 +208,17 @@ async fn a_stranger_gets_public_blocks_by_cid_and_blobs_by_digest_and_nothing_el
     }
 }
 
-/// A peer that is trusted, and lies: it says that it holds everything it was told to, and serves other bytes.
-struct Liar {
+/// A node that others dial and trust, whose part a test plays.
+struct Played {
+    client: NodeClient,
     address: String,
-    /// The paths of blobs that it was asked for.
-    seen: Arc<Mutex<Vec<String>>>,
-    _tasks: Tasks,
-    _folder: TempDir,
+    streams: PeerStreams,
+    tasks: Tasks,
+    folder: TempDir,
 }
 
-impl Liar {
-    /// Each of `holds` is served with `longer` more bytes than it has.
-    async fn with(holds: &[&[u8]], longer: usize) -> Self {
+impl Played {
+    async fn start(agent: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         let (tasks, key) = (Tasks::new(), Keypair::generate_ed25519());
@@ -232,7 +233,7 @@ impl Liar {
             bootstrap: Vec::new(),
             peers: Vec::new(),
             followed: Vec::new(),
-            agent: "liar".to_owned(),
+            agent: agent.to_owned(),
             connections_max: 16,
             swarm_key: None,
             mdns: false,
@@ -242,7 +243,24 @@ impl Liar {
             relays: Vec::new(),
             pubsub: false,
         };
-        let (_, streams) = node::start(&tasks, &store, key, config).await.unwrap();
+        let (client, streams) = node::start(&tasks, &store, key, config).await.unwrap();
+        Self { client, address, streams, tasks, folder }
+    }
+}
+
+/// A peer that is trusted, and lies: it says that it holds everything it was told to, and serves other bytes.
+struct Liar {
+    address: String,
+    /// The paths of blobs that it was asked for.
+    seen: Arc<Mutex<Vec<String>>>,
+    _tasks: Tasks,
+    _folder: TempDir,
+}
+
+impl Liar {
+    /// Each of `holds` is served with `longer` more bytes than it has.
+    async fn with(holds: &[&[u8]], longer: usize) -> Self {
+        let Played { address, streams, tasks, folder, .. } = Played::start("liar").await;
         let seen = Arc::<Mutex<Vec<String>>>::default();
         let sizes =
             holds.iter().map(|held| (Digest::sha256(held).to_string(), held.len() + longer)).collect();
@@ -277,6 +295,15 @@ fn holdings(holds: &[&[u8]]) -> Bytes {
     message.freeze()
 }
 
+/// The answer to who asks what it holds.
+async fn told(asked: &Uri, holdings: &Bytes) -> Response {
+    // The first question is answered at once, later ones when there might be news.
+    if asked.query().is_some_and(|query| query.contains("epoch=7")) {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    holdings.clone().into_response()
+}
+
 async fn lie(
     asked: Uri,
     sizes: &std::collections::HashMap<String, usize>,
@@ -285,11 +312,7 @@ async fn lie(
 ) -> Response {
     let path = asked.path();
     if path == "/mesh/holdings" {
-        // The first question is answered at once, later ones when there might be news.
-        if asked.query().is_some_and(|query| query.contains("epoch=7")) {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-        return holdings.clone().into_response();
+        return told(&asked, holdings).await;
     }
     let Some(size) = path.rsplit_once('/').and_then(|(_, last)| sizes.get(last)) else {
         return StatusCode::MISDIRECTED_REQUEST.into_response();
@@ -324,4 +347,81 @@ async fn a_peer_that_sends_other_bytes_is_found_out_and_not_asked_again() {
         let upstream_gave = upstream.count("GET", "/blobs/");
         assert_eq!(upstream_gave, 4, "all blobs came from elsewhere");
     }
+}
+
+/// A daemon of which nothing is real but that its fill follows another's: it gives what it will have by it.
+struct Echo {
+    client: NodeClient,
+    address: String,
+    follows: Arc<AtomicBool>,
+    _tasks: Tasks,
+    _folder: TempDir,
+}
+
+impl Echo {
+    /// It says that it holds `blob`.
+    async fn of(blob: &[u8]) -> Self {
+        let Played { client, address, streams, tasks, folder } = Played::start("echo").await;
+        let follows = Arc::<AtomicBool>::default();
+        let (holdings, is_following, size) = (holdings(&[blob]), follows.clone(), blob.len());
+        let answers = Router::new().fallback(async move |asked: Uri, headers: HeaderMap| {
+            if asked.path() == "/mesh/holdings" {
+                return told(&asked, &holdings).await;
+            }
+            if asked.path() == "/mesh/alive" {
+                return StatusCode::OK.into_response();
+            }
+            if !is_following.load(Ordering::SeqCst) {
+                return StatusCode::NOT_FOUND.into_response();
+            }
+            let from = headers.get("range").map_or("0", |range| {
+                range.to_str().unwrap().trim_start_matches("bytes=").trim_end_matches('-')
+            });
+            // Nothing comes before the other has it.
+            let body = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+            let range = format!("bytes {from}-{}/{size}", size - 1);
+            (StatusCode::PARTIAL_CONTENT, [("content-range", range)], body).into_response()
+        });
+        peer::serve(&tasks, streams, answers.clone(), answers);
+        Self { client, address, follows, _tasks: tasks, _folder: folder }
+    }
+
+    /// Follows the fill of `daemon`, for as long as what is returned lives.
+    async fn follow(&self, daemon: &Daemon, path: &str) -> PeerBody {
+        let peer = Peer::new(daemon.address.rsplit_once('/').unwrap().1);
+        let request = Request::get(path).header("shoal-hop", "held").body(Bytes::new()).unwrap();
+        let answer = self.client.request(&peer, request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{}", daemon.log());
+        let mut body = answer.into_body();
+        body.try_next().await.unwrap().expect("some of it is there");
+        self.follows.store(true, Ordering::SeqCst);
+        body
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_two_fills_wait_for_each_other() {
+    let image = Image::new(720, &[3 << 20]);
+    let layer = &image.blobs[1];
+    let path = format!("registry.example/library/app/blobs/{}", Digest::sha256(layer));
+    let mut upstream = Upstream::with("library/app", "1", &image).await;
+    upstream.fails(Rule::on("/blobs/", Fault::HoldAfter(1 << 20)).times(1));
+    let echo = Echo::of(layer).await;
+    let config = format!("{{registries: {{registry.example: {{upstream: \"{}\"}}}}}}", upstream.url());
+    let daemon = daemon().mirror(&config).peers([echo.address.as_str()]).start();
+    daemon.logs("peer said what it holds").await;
+
+    let pull = async { daemon.get(&path).await.bytes().await.unwrap() };
+    let break_off = async {
+        upstream.is_asked("GET", "/blobs/", 1).await;
+        let _following = echo.follow(&daemon, &format!("/v2/{path}")).await;
+        upstream.stop().await;
+        upstream.restart().await;
+        // It is not even begun to be read: a peer that sends nothing would be found out only after some time.
+        daemon.logs("peer has the blob by way of ourselves").await;
+        upstream.is_asked("GET", "/blobs/", 2).await;
+    };
+    let (pulled, ()) = tokio::join!(pull, break_off);
+    assert!(pulled == *layer);
+    assert!(!daemon.log().contains("another takes over"), "{}", daemon.log());
 }

@@ -12,6 +12,8 @@ const REST: Duration = Duration::from_secs(5);
 /// … up to this, which also bounds what a registry may ask for by `Retry-After`.
 const REST_MAX: Duration = Duration::from_secs(60);
 
+/// How often one that rests after failures is tried all the same, for what we are to fetch for several.
+const TRIED_EVERY: Duration = Duration::from_secs(1);
 /// How long an endpoint that let somebody wait for nothing is believed to hang, from then on …
 const HUNG_FOR: Duration = Duration::from_secs(15);
 /// … and how long its answers are waited for meanwhile.
@@ -23,6 +25,8 @@ pub(super) enum Kind {
     /// And lists.
     Manifest,
     Blob,
+    /// A blob that we are to fetch for several.
+    BlobForMesh,
 }
 
 /// The memory of one endpoint's failures.
@@ -32,12 +36,21 @@ pub(super) struct Breaker {
     /// Rests since the last success.
     rests: u32,
     rests_until: Option<Instant>,
-    /// A rest is over, and one request tries.
-    is_probed: bool,
+    /// One request tries whether a rest did any good.
+    probe: Option<Probe>,
+    failed_at: Option<Instant>,
     hung_until: Option<Instant>,
     last: Option<String>,
     manifests: Option<Asked>,
     blobs: Option<Asked>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// The rest was over.
+    Due,
+    /// It was not: a failure does not make it longer.
+    Early,
 }
 
 /// A rest that the registry asked for.
@@ -58,20 +71,24 @@ pub(super) struct Rest {
 }
 
 impl Breaker {
-    /// How long an answer may be waited for: `patience`, or less. When a rest after failures is over one request may try;
-    /// the others wait for its outcome.
+    /// How long an answer may be waited for: `patience`, or less. When a rest after failures is over one request may try, and
+    /// one for the mesh before that; the others wait for its outcome.
     pub(super) fn may_ask(&mut self, now: Instant, kind: Kind, patience: Duration) -> Result<Duration, Rest> {
         if let Some(Asked { until, said }) = self.asked(kind).as_ref().filter(|asked| now < asked.until) {
             return Err(Rest { wait: *until - now, last: said.clone(), is_probed: false });
         }
         if let Some(until) = self.rests_until {
-            if now < until {
-                let last = self.last.clone().unwrap_or_default();
-                return Err(Rest { wait: until - now, last, is_probed: self.is_probed });
-            }
+            let is_tried = self.failed_at.is_some_and(|at| now.duration_since(at) < TRIED_EVERY);
+            let is_early = kind == Kind::BlobForMesh && self.probe.is_none() && !is_tried;
             // This one tries; who comes while it does is told to wait.
-            self.rests_until = Some(now + REST);
-            self.is_probed = true;
+            if now >= until {
+                (self.probe, self.rests_until) = (Some(Probe::Due), Some(now + REST));
+            } else if is_early {
+                self.probe = Some(Probe::Early);
+            } else {
+                let (last, is_probed) = (self.last.clone().unwrap_or_default(), self.probe.is_some());
+                return Err(Rest { wait: until - now, last, is_probed });
+            }
         }
         let hangs = self.hung_until.is_some_and(|until| now < until);
         Ok(if hangs { patience.min(HUNG_PATIENCE) } else { patience })
@@ -85,9 +102,9 @@ impl Breaker {
 
     pub(super) fn failed(&mut self, now: Instant, error: String) {
         self.failures = self.failures.saturating_add(1);
-        self.is_probed = false;
-        self.last = Some(error);
-        if self.failures >= FAILURES_MAX {
+        let probe = self.probe.take();
+        (self.last, self.failed_at) = (Some(error), Some(now));
+        if self.failures >= FAILURES_MAX && probe != Some(Probe::Early) {
             self.rests = self.rests.saturating_add(1);
             let rest = REST.saturating_mul(1 << (self.rests - 1).min(8)).min(REST_MAX);
             self.rests_until = Some(now + rest);
@@ -107,13 +124,18 @@ impl Breaker {
         let until = now + rest.min(REST_MAX);
         *self.asked(kind) = Some(Asked { until, said });
         // It answers: who waits for that to show may try.
-        (self.rests_until, self.is_probed) = (None, false);
+        (self.rests_until, self.probe) = (None, None);
+    }
+
+    /// Whether one request tries if a rest did any good.
+    pub(super) fn is_probed(&self) -> bool {
+        self.probe.is_some()
     }
 
     pub(super) fn is_resting(&self, now: Instant, kind: Kind) -> bool {
         let asked = match kind {
             Kind::Manifest => &self.manifests,
-            Kind::Blob => &self.blobs,
+            Kind::Blob | Kind::BlobForMesh => &self.blobs,
         };
         let asked_until = asked.as_ref().map(|asked| asked.until);
         [self.rests_until, asked_until].into_iter().flatten().any(|until| now < until)
@@ -128,7 +150,7 @@ impl Breaker {
     fn asked(&mut self, kind: Kind) -> &mut Option<Asked> {
         match kind {
             Kind::Manifest => &mut self.manifests,
-            Kind::Blob => &mut self.blobs,
+            Kind::Blob | Kind::BlobForMesh => &mut self.blobs,
         }
     }
 }
@@ -166,12 +188,37 @@ mod tests {
     }
 
     #[test]
+    fn what_the_mesh_waits_for_is_tried_once_a_second_though_the_endpoint_rests() {
+        let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+        (0..FAILURES_MAX).for_each(|_| breaker.failed(now, "down".to_owned()));
+        let for_mesh = |breaker: &mut Breaker, now| breaker.may_ask(now, Kind::BlobForMesh, PATIENCE);
+        for waited in 1..4 {
+            assert!(!for_mesh(&mut breaker, now).unwrap_err().is_probed, "it is known");
+            now += TRIED_EVERY;
+            assert!(!breaker.may_ask(now, Kind::Blob, PATIENCE).unwrap_err().is_probed);
+            assert_eq!(for_mesh(&mut breaker, now), Ok(PATIENCE));
+            assert!(for_mesh(&mut breaker, now).unwrap_err().is_probed, "one at a time");
+            assert!(breaker.may_ask(now, Kind::Manifest, PATIENCE).unwrap_err().is_probed);
+            breaker.failed(now, "down".to_owned());
+            assert_eq!(ask(&mut breaker, now), Err(REST - waited * TRIED_EVERY), "the rest is no longer");
+        }
+        now += TRIED_EVERY;
+        for_mesh(&mut breaker, now).unwrap();
+        breaker.succeeded();
+        assert_eq!(ask(&mut breaker, now), Ok(PATIENCE));
+    }
+
+    #[test]
     fn a_rest_that_is_asked_for_is_kept_within_bounds_and_by_that_kind_of_request_alone() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         breaker.asked_for_rest(now, Kind::Manifest, "429".to_owned(), Duration::from_secs(7));
         let rest = Rest { wait: Duration::from_secs(7), last: "429".to_owned(), is_probed: false };
         assert_eq!(breaker.may_ask(now, Kind::Manifest, PATIENCE), Err(rest));
         assert_eq!(breaker.may_ask(now, Kind::Blob, PATIENCE), Ok(PATIENCE));
+        breaker.asked_for_rest(now, Kind::BlobForMesh, "429".to_owned(), Duration::from_secs(7));
+        let later = now + Duration::from_secs(6);
+        assert!(breaker.may_ask(later, Kind::BlobForMesh, PATIENCE).is_err(), "also for the mesh");
+        breaker.blobs = None;
         breaker.succeeded();
         assert_eq!(ask(&mut breaker, now), Err(Duration::from_secs(7)), "a blob came, and no manifest");
         assert!(breaker.is_resting(now, Kind::Manifest) && !breaker.is_resting(now, Kind::Blob));

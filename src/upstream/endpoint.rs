@@ -45,6 +45,8 @@ pub(super) struct Ask<'a> {
     pub(super) below: String,
     pub(super) query: Vec<(String, String)>,
     pub(super) headers: HeaderMap,
+    /// We are to fetch it for several.
+    pub(super) is_for_mesh: bool,
 }
 
 /// An endpoint's URL, whose path lies above `/v2`, or says by a `v2` in it where that is: so one repository, or one project
@@ -59,7 +61,11 @@ struct Base {
 
 impl Ask<'_> {
     fn kind(&self) -> Kind {
-        if self.below.starts_with("blobs/") { Kind::Blob } else { Kind::Manifest }
+        match self.below.starts_with("blobs/") {
+            true if self.is_for_mesh => Kind::BlobForMesh,
+            true => Kind::Blob,
+            false => Kind::Manifest,
+        }
     }
 }
 
@@ -165,6 +171,14 @@ impl Endpoint {
             }
             left = patience.saturating_sub(begun.elapsed());
         }
+    }
+
+    /// Waits for the outcome of the request that finds out whether a rest did any good, 1 s at most. `false`: there is none.
+    pub(super) async fn settles(&self) -> bool {
+        let settled = self.settled.notified();
+        let is_probed = self.state().breaker.is_probed();
+        // One that takes longer is not waited for.
+        is_probed && timeout(PROBE_WAIT, settled).await.is_ok()
     }
 
     async fn try_get(&self, ask: &Ask<'_>) -> Result<Response, UpstreamError> {
@@ -285,7 +299,7 @@ mod tests {
         ] {
             let base = Base::new(url.parse().unwrap());
             let (below, query, headers) = ("tags/list".to_owned(), Vec::new(), HeaderMap::new());
-            let ask = Ask { method: Method::GET, repo: &repo, below, query, headers };
+            let ask = Ask { method: Method::GET, repo: &repo, below, query, headers, is_for_mesh: false };
             assert_eq!(base.url_of(&ask).as_str(), asked);
             assert_eq!(base.scope_of(&repo), scope);
         }

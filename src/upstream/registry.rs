@@ -50,6 +50,7 @@ pub(super) struct Registry {
 pub struct Upstream {
     registry: Arc<Registry>,
     via: String,
+    is_for_mesh: bool,
 }
 
 /// What the header of a manifest says; nothing of it is proven.
@@ -118,12 +119,19 @@ impl Registry {
 
 impl Upstream {
     pub(super) fn new(registry: Arc<Registry>, via: String) -> Self {
-        Self { registry, via }
+        Self { registry, via, is_for_mesh: false }
     }
 
     /// The same, as asked for a request that came by the mirrors named in `via`, which is ours too.
     pub fn on_behalf(mut self, via: String) -> Self {
         self.via = via;
+        self
+    }
+
+    /// The same, as asked by the one of several that is meant to: if it rests after failures, it is tried for a blob once a
+    /// second all the same, so that this one finds out first that it is back.
+    pub fn for_mesh(mut self) -> Self {
+        self.is_for_mesh = true;
         self
     }
 
@@ -138,6 +146,16 @@ impl Upstream {
     /// Whether any endpoint is asked at all; after repeated failures none is, for a while.
     pub fn is_asked(&self) -> bool {
         self.registry.endpoints.iter().any(Endpoint::is_asked)
+    }
+
+    /// Waits for the outcome of a request that finds out whether it is back, 1 s at most for each endpoint. `false`: none is
+    /// under way, or none has ended. May be dropped midway.
+    pub async fn settles(&self) -> bool {
+        let mut has_settled = false;
+        for endpoint in &self.registry.endpoints {
+            has_settled |= endpoint.settles().await;
+        }
+        has_settled
     }
 
     /// Asks. `None`: it is not there.
@@ -291,7 +309,7 @@ impl Upstream {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(HeaderValue::try_from(accept).ok().map(|accept| (ACCEPT, accept)));
         headers.extend(HeaderValue::try_from(&self.via).ok().map(|via| (VIA, via)));
-        Ask { method, repo, below, query: Vec::new(), headers }
+        Ask { method, repo, below, query: Vec::new(), headers, is_for_mesh: self.is_for_mesh }
     }
 
     /// A manifest that was compressed though nobody asked for it.

@@ -314,8 +314,8 @@ class Scenes:
             if None not in seconds.values() or time.monotonic() > limit_s:
                 break
             time.sleep(1)
-        # Each finds out by itself that upstream is back: one that had less before may begin first.
-        cost("upstream dies and comes back", seconds, first, size, None, 1.6)
+        # The first to be told that upstream is back may be one that had less before.
+        cost("upstream dies and comes back", seconds, first, size, None, 1.4)
         forget([1, 2, 3, 4])
 
     def outage(self):

@@ -142,7 +142,7 @@ kubo() { IPFS_PATH=$W/$1/repo IPFS_TELEMETRY=off "$KUBO" "${@:2}"; }
 chroot_packages() {
   case $1 in
     trixie) echo containerd runc podman skopeo oras ;;
-    forky) echo containerd runc docker.io docker-cli crane cosign notation ;;
+    forky) echo containerd runc docker.io docker-cli docker-compose crane cosign notation ;;
   esac
 }
 

@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use shoal::oci::Digest;
 
-use crate::common::upstream::{Fault, Rule, Upstream};
+use crate::common::upstream::{Fault, Rule, Seen, Upstream};
 use crate::common::{Daemon, IMAGE_MANIFEST, Image};
 use crate::{PREFIXED, REPO, ask, header, mirror_of};
 
@@ -113,6 +113,73 @@ async fn a_manifest_is_refused_where_a_layer_does_not_begin() {
         is_refused(&mirror, "1", &layer, &format!("{fault:?}")).await;
     });
     stream::iter(tried).buffer_unordered(4).collect::<Vec<()>>().await;
+}
+
+/// An image whose layers are more than are begun, and its upstream.
+async fn many_layers(seed: u64, count: usize) -> (Upstream, Daemon, Image) {
+    let image = Image::new(seed, &vec![1000; count]);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let mirror = mirror_of(&upstream, "").start();
+    (upstream, mirror, image)
+}
+
+#[tokio::test]
+async fn a_manifest_is_refused_where_upstream_lacks_one_of_many_layers() {
+    let faults = [
+        (vec![Fault::Status(404, "")], "though a manifest names it"),
+        (vec![Fault::Status(403, "")], "no right"),
+        (vec![Fault::Status(405, ""), Fault::Status(404, "")], "though a manifest names it"),
+        (vec![Fault::HoldHeader], "no answer within 5 s"),
+    ];
+    let tried = (570..).zip(faults).map(|(seed, (faults, word))| async move {
+        let (upstream, mirror, image) = many_layers(seed, 9).await;
+        let (what, eighth) = (format!("{faults:?}"), digest_of(&image.blobs[8]));
+        fails_with(&upstream, &eighth, &faults);
+        let (status, message) = told(&mirror, "manifests/1").await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{what}");
+        assert!(message.contains(word) && message.contains(&eighth), "{what}: {message}");
+        for layer in &image.blobs[7..] {
+            let whole = |seen: &Seen| seen.method == "GET" && seen.header("range").is_none();
+            let begun =
+                upstream.seen().iter().filter(|seen| seen.path.contains(&digest_of(layer))).any(whole);
+            assert!(!begun, "{what}: {:?}", upstream.seen());
+        }
+        let status = ask(&mirror, "manifests/1").await.status();
+        assert_eq!(status, StatusCode::OK, "{what}: containerd has upstream itself");
+    });
+    stream::iter(tried).buffer_unordered(4).collect::<Vec<()>>().await;
+}
+
+#[tokio::test]
+async fn of_many_layers_those_that_are_not_begun_are_asked_for_once() {
+    let (upstream, mirror, image) = many_layers(580, 9).await;
+    let (answer, again) = (told(&mirror, "manifests/1").await, told(&mirror, "manifests/1").await);
+    assert_eq!((answer.0, again.0), (StatusCode::OK, StatusCode::OK), "{}", mirror.log());
+    assert_eq!(mirror.pull(PREFIXED, "1").await.unwrap(), image);
+    for (n, blob) in image.blobs.iter().enumerate() {
+        let digest = digest_of(blob);
+        let asked = (upstream.count("HEAD", &digest), upstream.count("GET", &digest));
+        assert_eq!(asked, (usize::from(n > 6), 1), "{n}: {:?}", upstream.seen());
+    }
+}
+
+#[tokio::test]
+async fn of_many_layers_a_few_are_asked_for_at_a_time() {
+    let (upstream, mirror, _) = many_layers(581, 40).await;
+    upstream.fails(Rule::on("/blobs/", Fault::HoldHeader).method("HEAD"));
+    is_refused(&mirror, "1", "no answer within 5 s", "all hang").await;
+    assert_eq!(upstream.count("HEAD", "/blobs/"), 4, "{:?}", upstream.seen());
+    assert_eq!(upstream.count("GET", "/blobs/"), 7, "{:?}", upstream.seen());
+}
+
+#[tokio::test]
+async fn without_prefetch_all_layers_are_asked_for() {
+    let image = Image::new(582, &LAYERS);
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let mirror = mirror_of(&upstream, "prefetch: false").start();
+    upstream.fails(Rule::on(&digest_of(&image.blobs[2]), Fault::Status(404, "")));
+    is_refused(&mirror, "1", "though a manifest names it", "no second layer").await;
+    assert_eq!((upstream.count("HEAD", "/blobs/"), upstream.count("GET", "/blobs/")), (2, 1));
 }
 
 #[tokio::test]

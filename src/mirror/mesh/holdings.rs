@@ -54,6 +54,8 @@ impl Key {
 pub(in crate::mirror) enum Held {
     /// On its way.
     Filling,
+    /// On its way from the registry itself.
+    Fetching,
     Whole,
 }
 
@@ -67,6 +69,7 @@ impl Entry {
             None => 0,
             Some(Held::Filling) => 1,
             Some(Held::Whole) => 2,
+            Some(Held::Fetching) => 3,
         };
         Self(key.0 | state)
     }
@@ -79,6 +82,7 @@ impl Entry {
         match self.0 & Key::STATE_BITS {
             1 => Some(Held::Filling),
             2 => Some(Held::Whole),
+            3 => Some(Held::Fetching),
             _ => None,
         }
     }
@@ -248,7 +252,8 @@ mod tests {
     }
 
     fn held() -> impl Strategy<Value = Option<Held>> {
-        prop_oneof![Just(None), Just(Some(Held::Filling)), Just(Some(Held::Whole))]
+        let held = [Held::Filling, Held::Fetching, Held::Whole].map(Some);
+        prop::sample::select(vec![None, held[0], held[1], held[2]])
     }
 
     proptest! {

@@ -1,8 +1,8 @@
 //! The daemons that share with us what they pulled through: what each holds, whom to ask for what, and who of us goes
 //! upstream. Nobody is special, and nobody is told what to do: all compute the same succession.
 //!
-//! Of a fill that runs, a daemon follows only those that are meant for the blob more than it is itself, or whom it was
-//! referred to, so that followers form a tree.
+//! Of a fill that runs, a daemon follows only those that are meant for the blob more than it is itself, that have it from
+//! the registry, or whom it was referred to, so that followers form a tree.
 
 mod ask;
 mod fanout;
@@ -166,13 +166,15 @@ impl Mesh {
     /// credentials that we lack.
     pub(super) fn candidates(&self, key: Key, registry: &Host) -> Vec<Candidate> {
         let now = Instant::now();
-        let (mut whole, mut filling, mut healthy) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut whole, mut fetching, mut filling) = (Vec::new(), Vec::new(), Vec::new());
+        let mut healthy = Vec::new();
         {
             let peers = self.peers();
             for (peer, known) in peers.iter().filter(|(_, known)| known.is_healthy(now)) {
                 healthy.push(peer.clone());
                 match known.theirs.held(key) {
                     Some(Held::Whole) => whole.push((known.asked, weight(peer, key), peer.clone())),
+                    Some(Held::Fetching) => fetching.push(peer.clone()),
                     Some(Held::Filling) => filling.push(peer.clone()),
                     None => (),
                 }
@@ -182,7 +184,7 @@ impl Mesh {
         let whole = whole.into_iter().map(|(_, _, peer)| peer).take(HOLDERS_MAX);
         let ours = weight(&self.0.us, key);
         filling.retain(|peer| weight(peer, key) > ours);
-        let filling = succession(filling, key).into_iter().take(HOLDERS_MAX);
+        let filling = succession(fetching, key).into_iter().chain(succession(filling, key)).take(HOLDERS_MAX);
         let held = whole.chain(filling).map(|peer| Candidate::Peer(peer, Hop::Held));
         held.chain(self.fetchers(healthy, key, registry)).collect()
     }
@@ -222,6 +224,12 @@ impl Mesh {
         holders.into_iter().map(|(_, peer)| peer).take(HOLDERS_MAX).collect()
     }
 
+    /// Whether anybody holds a thing, or is getting it.
+    pub(super) fn is_held(&self, key: Key) -> bool {
+        let now = Instant::now();
+        self.peers().values().any(|known| known.is_healthy(now) && known.theirs.held(key).is_some())
+    }
+
     /// Whether a peer may follow a fill of ours that has no source yet: only one that is meant for it less than we are, so
     /// that no two wait for each other.
     pub(super) fn may_wait_for_us(&self, peer: &Peer, key: Key) -> bool {
@@ -231,6 +239,24 @@ impl Mesh {
     /// Whether a peer is meant for a thing more than we are: it goes upstream before us.
     pub(super) fn is_meant_more(&self, peer: &Peer, key: Key) -> bool {
         weight(peer, key) > weight(&self.0.us, key)
+    }
+
+    /// Those but `asker` that hold a thing whole, or fetch it from the registry, in the order in which to ask them.
+    pub(super) fn suppliers(&self, key: Key, asker: &Peer) -> Vec<Peer> {
+        let now = Instant::now();
+        let has = |known: &Known| {
+            known.is_healthy(now) && matches!(known.theirs.held(key), Some(Held::Whole | Held::Fetching))
+        };
+        let peers = self.peers();
+        let suppliers = peers.iter().filter(|(peer, known)| *peer != asker && has(known));
+        let suppliers = suppliers.map(|(peer, _)| peer.clone()).collect();
+        drop(peers);
+        succession(suppliers, key).into_iter().take(HOLDERS_MAX).collect()
+    }
+
+    /// Whether nobody is meant more than we are, of those who can go to `registry`.
+    pub(super) fn are_meant_most(&self, key: Key, registry: &Host) -> bool {
+        self.fetchers_of(key, registry).first() == Some(&Candidate::Upstream)
     }
 
     /// Whether a peer said that it holds a thing whole.

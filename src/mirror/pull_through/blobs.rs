@@ -61,18 +61,35 @@ impl PullThrough {
         place: &Place,
         digest: &Digest,
     ) -> Result<Option<(Arc<Fill>, u64)>, MirrorError> {
-        let key = format!("{}@{digest}/blob", place.joined);
-        if let Some((until, _)) = self.0.negative.get(&key)
-            && Instant::now() < until
-        {
+        if self.is_absent(place, digest) {
             return Ok(None);
         }
         let (fill, size_bytes) = self.begin(&self.supply(place, digest)).await?;
         if size_bytes.is_none() {
-            let until = Instant::now() + place.upstream.config().negative_ttl;
-            self.0.negative.insert(key, (until, None));
+            self.note_upstream(place, digest, false);
         }
         Ok(size_bytes.map(|size_bytes| (fill, size_bytes)))
+    }
+
+    /// Whether upstream said a moment ago that it has no such blob.
+    pub(super) fn is_absent(&self, place: &Place, digest: &Digest) -> bool {
+        let known = self.0.negative.get(&blob_of(place, digest));
+        known.is_some_and(|(until, _)| Instant::now() < until)
+    }
+
+    /// Whether upstream said a moment ago that it has the blob.
+    pub(super) fn is_present(&self, place: &Place, digest: &Digest) -> bool {
+        self.0.present.contains_key(&blob_of(place, digest))
+    }
+
+    /// Remembers for a while what upstream said of a blob.
+    pub(super) fn note_upstream(&self, place: &Place, digest: &Digest, is_there: bool) {
+        let key = blob_of(place, digest);
+        if is_there {
+            self.0.present.insert(key, ());
+        } else {
+            self.0.negative.insert(key, (Instant::now() + place.upstream.config().negative_ttl, None));
+        }
     }
 
     /// The fill of a blob and its size, when that is known. What failed for want of credentials that others have is begun
@@ -137,4 +154,9 @@ impl PullThrough {
         supply.size_bytes = self.0.sizes.get(digest);
         supply
     }
+}
+
+/// What a blob is called in the memory of what upstream said.
+fn blob_of(place: &Place, digest: &Digest) -> String {
+    format!("{}@{digest}/blob", place.joined)
 }

@@ -1,8 +1,12 @@
 //! Whether an image can be had whole: who takes a manifest from us without a way around us must be able to finish. Such a
 //! client reads the config next, and layers then: their fills are begun, and looked at, before it is given the manifest.
+//! For further layers upstream is only asked whether it has them, a few at a time.
+
+use std::collections::HashSet;
 
 use futures::future::try_join_all;
-use tokio::time::timeout;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::{timeout, timeout_at};
 
 use super::super::mesh::Key;
 use super::super::{Age, MirrorError, Origin, Purpose, Served};
@@ -15,6 +19,10 @@ use crate::oci::{Digest, Platform, Reference};
 
 /// Layers whose fills are begun: as many as podman reads at once.
 const LAYERS_MAX: usize = 6;
+/// Layers that upstream is asked for beyond those: no engine mounts more.
+const ASKED_MAX: usize = 128;
+/// … and how many of them at once.
+const ASKED_AT_ONCE_MAX: usize = 4;
 
 /// What proves that a blob can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +35,9 @@ enum Proof {
 
 impl PullThrough {
     /// Proves that the blobs of a manifest are here or come now, as far as can be told in 5 s: the config whole, the first
-    /// six layers by their first bytes, all by not having broken off a moment ago. Of an index, its image for this
-    /// platform is looked at, without the layers. `Err`: the reason why not. May be dropped midway: fills go on.
+    /// six layers by their first bytes, up to 128 further ones by upstream's word, all by not having broken off a moment
+    /// ago. Of an index, its image for this platform is looked at, without the layers. `Err`: the reason why not; that there
+    /// was no answer in all of the 5 s is one. May be dropped midway: fills go on.
     pub(in crate::mirror) async fn is_finishable(
         &self,
         place: &Place,
@@ -80,24 +89,67 @@ impl PullThrough {
                 return Err(unfinishable(&blob.digest, MirrorError::Fill(failure)));
             }
         }
-        let missing = self.missing(image, 1 + LAYERS_MAX).await?;
+        let missing = self.missing(image, 1 + LAYERS_MAX + ASKED_MAX).await?;
         let is_config = |blob: &Descriptor| {
             let is_first = image.blobs.first().is_some_and(|first| first.digest == blob.digest);
             is_first && blob.size_bytes.is_some_and(|size_bytes| size_bytes <= SMALL_BYTES_MAX)
         };
         let (configs, layers): (Vec<_>, Vec<_>) = missing.into_iter().partition(is_config);
-        let (configs_max, layers_max) = match purpose {
-            Purpose::Header => (0, 0),
-            Purpose::Image if place.upstream.config().prefetch => (1, LAYERS_MAX),
-            Purpose::Manifest | Purpose::Image => (1, 0),
+        let (configs_max, layers_max, asked_max) = match purpose {
+            Purpose::Header => (0, 0, 0),
+            Purpose::Image if place.upstream.config().prefetch => (1, LAYERS_MAX, ASKED_MAX),
+            Purpose::Image => (1, 0, ASKED_MAX),
+            Purpose::Manifest => (1, 0, 0),
         };
+        let (begun, further) = layers.split_at(layers.len().min(layers_max));
         let whole = configs.iter().take(configs_max).map(|blob| (blob, Proof::Whole));
-        let begun = whole.chain(layers.iter().take(layers_max).map(|blob| (blob, Proof::Beginning)));
+        let begun = whole.chain(begun.iter().map(|blob| (blob, Proof::Beginning)));
         let proofs: Vec<_> = begun.map(|(blob, proof)| self.prove(place, blob, proof)).collect();
-        if proofs.is_empty() {
+        let asked = &further[..further.len().min(asked_max)];
+        if proofs.is_empty() && asked.is_empty() {
             return self.is_confirmed(place, served, image).await;
         }
-        try_join_all(proofs).await.map(|_| ())
+        futures::try_join!(try_join_all(proofs), self.are_upstream(place, asked)).map(|_| ())
+    }
+
+    /// Asks upstream whether it has these layers, a few at a time. Whoever lacks credentials may be told that there is
+    /// nothing: then one such layer is proved by the mesh, and stands for all.
+    async fn are_upstream(&self, place: &Place, layers: &[Descriptor]) -> Result<(), MirrorError> {
+        let deadline = tokio::time::Instant::now() + PROBE_TIMEOUT;
+        let asked = layers.iter().enumerate().map(async |(n, layer)| {
+            match timeout_at(deadline, self.is_upstream(place, layer)).await {
+                Ok(Ok(())) => Ok(None),
+                Ok(Err(error)) if self.may_be_had_by_others(place, &error) => Ok(Some(layer)),
+                Ok(Err(error)) => Err(unfinishable(&layer.digest, error)),
+                Err(_) if n < ASKED_AT_ONCE_MAX => Err(unfinishable(&layer.digest, is_late(place))),
+                // Those before it took the time: nothing is known of this one.
+                Err(_) => Ok(None),
+            }
+        });
+        let asked: Vec<_> = asked.collect();
+        let answers = stream::iter(asked).buffered(ASKED_AT_ONCE_MAX);
+        let denied: Vec<_> = answers.try_filter_map(async |denied| Ok(denied)).try_collect().await?;
+        let Some(layer) = denied.first() else { return Ok(()) };
+        timeout_at(deadline, self.prove(place, layer, Proof::Beginning)).await.unwrap_or(Ok(()))
+    }
+
+    async fn is_upstream(&self, place: &Place, layer: &Descriptor) -> Result<(), MirrorError> {
+        let absent =
+            || MirrorError::NotUpstream { repository: place.repository.clone(), digest: layer.digest };
+        if self.is_absent(place, &layer.digest) {
+            return Err(absent());
+        }
+        if self.is_near(place, &layer.digest) || self.is_present(place, &layer.digest) {
+            return Ok(());
+        }
+        let found = place.upstream.head_blob(&place.repository.name, &layer.digest).await?;
+        self.note_upstream(place, &layer.digest, found.is_some());
+        found.map(|_| ()).ok_or_else(absent)
+    }
+
+    fn may_be_had_by_others(&self, place: &Place, error: &MirrorError) -> bool {
+        let is_denial = error.is_refusal() || matches!(error, MirrorError::NotUpstream { .. });
+        is_denial && self.mesh(place).is_some_and(|mesh| !mesh.is_alone())
     }
 
     /// Begins the fill of a blob, and waits until it has shown as much as is wanted.
@@ -155,23 +207,29 @@ impl PullThrough {
         place: &Place,
         image: &ParsedManifest,
     ) -> Result<Option<Digest>, MirrorError> {
-        let is_near = |digest: &Digest| {
-            self.0.fills.running(digest).is_some()
-                || self.mesh(place).is_some_and(|mesh| !mesh.holders(Key::of_digest(digest)).is_empty())
-        };
         for blob in image.blobs.iter().filter(|blob| !blob.non_distributable) {
-            if !is_near(&blob.digest) && self.0.cache.blob_anywhere(&blob.digest).await?.is_none() {
+            if !self.is_near(place, &blob.digest) && self.0.cache.blob_anywhere(&blob.digest).await?.is_none()
+            {
                 return Ok(Some(blob.digest));
             }
         }
         Ok(None)
     }
 
-    /// The first blobs of an image that may be fetched and are not in the cache.
+    /// Whether a blob is on its way, here or to a peer, or at one.
+    fn is_near(&self, place: &Place, digest: &Digest) -> bool {
+        let key = Key::of_digest(digest);
+        self.0.fills.running(digest).is_some() || self.mesh(place).is_some_and(|mesh| mesh.is_held(key))
+    }
+
+    /// The first blobs of an image that may be fetched and are not in the cache, each once.
     async fn missing(&self, image: &ParsedManifest, at_most: usize) -> Result<Vec<Descriptor>, MirrorError> {
-        let mut missing = Vec::new();
+        let (mut missing, mut seen) = (Vec::new(), HashSet::new());
         for blob in image.blobs.iter().filter(|blob| !blob.non_distributable) {
-            if missing.len() < at_most && self.0.cache.blob_anywhere(&blob.digest).await?.is_none() {
+            if missing.len() < at_most
+                && seen.insert(blob.digest)
+                && self.0.cache.blob_anywhere(&blob.digest).await?.is_none()
+            {
                 missing.push(blob.clone());
             }
         }

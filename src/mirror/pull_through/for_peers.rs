@@ -96,6 +96,16 @@ impl PullThrough {
         }
         let mut supply = self.supply(&place, digest);
         supply.is_for_peer = true;
+        // Upstream is about to be back, or not: others of us may have found out first.
+        let settled = match hop {
+            Hop::Fetch => timeout(LOOKED_FOR, place.upstream.settles()).await,
+            Hop::Held => Ok(false),
+        };
+        let others = match settled {
+            Ok(true) => self.suppliers(digest, peer),
+            Ok(false) => Vec::new(),
+            Err(_) => return Ok(BlobForPeer::Refer(Vec::new())),
+        };
         let fill = match self.0.fills.running(digest) {
             Some(fill) if self.may_follow(&fill, peer) => fill,
             Some(fill) if fill.state().from.is_none() && self.is_shared(&fill.repository.host) => {
@@ -106,6 +116,7 @@ impl PullThrough {
                 });
             }
             Some(_) => return Ok(BlobForPeer::No),
+            None if !others.is_empty() => return Ok(BlobForPeer::Refer(others)),
             None if hop == Hop::Fetch => self.0.fills.follow(supply.clone())?,
             None => return Ok(BlobForPeer::No),
         };
@@ -121,6 +132,11 @@ impl PullThrough {
         let content = Content::Filling(fill, Box::new(supply), follower);
         let shared = SharedBlob { size_bytes, path, content, through: self.clone() };
         Ok(BlobForPeer::Found(Box::new(shared)))
+    }
+
+    fn suppliers(&self, digest: &Digest, asker: &Peer) -> Vec<Peer> {
+        let mesh = self.0.mesh.as_ref();
+        mesh.map(|mesh| mesh.suppliers(Key::of_digest(digest), asker)).unwrap_or_default()
     }
 
     /// Whether a peer may follow a fill: one of a registry that is shared, and without the two, or more, waiting for each

@@ -60,6 +60,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers "not there" that are remembered, and for how long at most.
 const NEGATIVE_MAX: u64 = 16_384;
 const NEGATIVE_FOR_MAX: Duration = Duration::from_secs(3600);
+/// Blobs that upstream said it has, and for how long that is believed.
+const PRESENT_MAX: u64 = 16_384;
+const PRESENT_FOR: Duration = Duration::from_secs(60);
 /// Sizes of blobs that manifests told.
 const SIZES_MAX: u64 = 65_536;
 
@@ -102,6 +105,8 @@ struct Shared {
     /// `None`: nothing is shared.
     mesh: Option<Mesh>,
     negative: Memory<String, (Instant, Option<Failure>)>,
+    /// Blobs that upstream said it has.
+    present: Memory<String, ()>,
     sizes: Memory<Digest, u64>,
     prefetched: Memory<Digest, ()>,
     prefetches: Semaphore,
@@ -130,6 +135,7 @@ impl PullThrough {
             notes: store.notes().clone(),
             mesh,
             negative: Memory::builder().max_capacity(NEGATIVE_MAX).time_to_live(NEGATIVE_FOR_MAX).build(),
+            present: Memory::builder().max_capacity(PRESENT_MAX).time_to_live(PRESENT_FOR).build(),
             sizes: Memory::new(SIZES_MAX),
             prefetched: prefetch::remembered(),
             prefetches: Semaphore::new(prefetch::AT_ONCE_MAX),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use super::super::mesh::{Answer, Candidate, Followers, Hop, Key, Mesh, Unable};
+use super::super::mesh::{Answer, Candidate, Followers, Held, Hop, Key, Mesh, Unable};
 use super::super::{MirrorError, Origin, chain};
 use super::pace::{Pace, Paces};
 use crate::ipfs::Peer;
@@ -119,6 +119,7 @@ impl Supply {
     /// Opens the blob at `at`, or before it where a source knows no ranges. `None`: upstream says that there is none.
     pub(super) async fn open(&mut self, at: u64) -> Result<Option<Opened>, MirrorError> {
         self.pace = None;
+        self.hold(Held::Filling);
         if let Some(opened) = self.open_together(at).await {
             return Ok(Some(opened));
         }
@@ -147,10 +148,15 @@ impl Supply {
             asked.push(candidate.clone());
             match candidate {
                 Candidate::Upstream if is_coming && waits => return Ok(Tried::Coming),
+                // Whoever finds out first that it is back goes there, and tells so.
+                Candidate::Upstream if waits && self.askable().is_some() && self.upstream.settles().await => {
+                    return Ok(Tried::Coming);
+                }
                 Candidate::Upstream => match self.part(at, None).await {
                     Ok(Some(opened)) => {
                         self.are_unable(&refused);
                         self.pace = Some((Source::Upstream, Pace::new(Instant::now())));
+                        self.hold(Held::Fetching);
                         return Ok(Tried::Opened(opened));
                     }
                     Ok(None) => (),
@@ -268,6 +274,13 @@ impl Supply {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner).include_any(path)
     }
 
+    /// Tells peers how the blob comes.
+    fn hold(&self, held: Held) {
+        if let Some(mesh) = &self.mesh {
+            mesh.hold(self.key(), Some(held));
+        }
+    }
+
     fn key(&self) -> Key {
         Key::of_digest(&self.digest)
     }
@@ -312,7 +325,13 @@ impl Supply {
 
     /// A part of the blob straight from upstream.
     pub(super) async fn part(&self, from: u64, to: Option<u64>) -> Result<Option<Opened>, MirrorError> {
-        let body = self.upstream.blob(&self.repository.name, &self.digest, from, to).await?;
+        let upstream = match &self.mesh {
+            Some(mesh) if !mesh.is_alone() && mesh.are_meant_most(self.key(), &self.repository.host) => {
+                self.upstream.clone().for_mesh()
+            }
+            _ => self.upstream.clone(),
+        };
+        let body = upstream.blob(&self.repository.name, &self.digest, from, to).await?;
         Ok(body.map(|body| Opened {
             size_bytes: body.size_bytes,
             at: body.at,
