@@ -16,7 +16,7 @@ use crate::oci::Digest;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 
 /// How long all of them are looked for and asked.
-const FIND_TIMEOUT: Duration = Duration::from_secs(5);
+const FIND_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many are asked.
 const ASKED_MAX: usize = 16;
 /// How long a manifest may take, all in all.
