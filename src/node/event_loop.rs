@@ -27,6 +27,7 @@ use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
 use super::routing::Dht;
 use super::search::Dialled;
+use super::valued::Valued;
 use super::{NodeConfig, connections, streams};
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
@@ -112,6 +113,7 @@ pub(super) struct EventLoop {
     pub(super) web: Option<Web>,
     pub(super) dialled: Dialled,
     pub(super) peers: HashMap<PeerId, Connected>,
+    pub(super) valued: Valued,
     pub(super) listeners: HashSet<libp2p::core::transport::ListenerId>,
 }
 
@@ -162,6 +164,7 @@ impl EventLoop {
             web,
             dialled: Dialled::default(),
             peers: HashMap::new(),
+            valued: Valued::default(),
             listeners: HashSet::new(),
         }
     }
@@ -271,11 +274,13 @@ impl EventLoop {
             // From a port of its own: two daemons that dial each other from where they listen would meet in one connection
             // that both have opened.
             let options = DialOpts::unknown_peer_id().address(place).allocate_new_port().build();
+            self.swarm.behaviour_mut().admission.needs(options.connection_id());
             if let Err(error) = self.swarm.dial(options) {
                 tracing::trace!(%error, "not dialled");
             }
         }
         self.nat_round();
+        self.value_peers(Instant::now());
         self.find_company();
         self.announce_some();
     }

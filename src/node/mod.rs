@@ -3,6 +3,7 @@
 //! The event loop owns the swarm; [`NodeClient`] sends it commands and is what the rest sees. Bitswap and HTTP run beside
 //! it on streams that the swarm hands over.
 
+mod admission;
 mod announcing;
 mod behaviour;
 mod beside;
@@ -14,6 +15,7 @@ mod http_streams;
 #[cfg(test)]
 mod http_tests;
 mod mesh;
+mod metered;
 mod names;
 mod nat;
 mod peers;
@@ -23,6 +25,7 @@ mod providing;
 mod pubsub;
 mod queries;
 mod quic;
+mod room;
 mod routing;
 mod search;
 pub mod streams;
@@ -30,6 +33,7 @@ mod subnets;
 mod swarm_key;
 #[cfg(test)]
 mod tests;
+mod valued;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
@@ -156,7 +160,7 @@ pub async fn start_with(
         streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
         pubsub.serve(tasks, asked);
     }
-    let mut swarm = behaviour::build(keypair, streams_behaviour, &config, &topics)?;
+    let mut swarm = behaviour::build(keypair, streams_behaviour, control.peers(), &config, &topics)?;
     listen(&mut swarm, &config.listen)?;
 
     let state = store.state().clone();

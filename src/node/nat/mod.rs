@@ -79,6 +79,11 @@ impl Nat {
         }
     }
 
+    /// Those that are a relay for us, and those that we are one for.
+    pub(super) fn relay_peers(&self) -> HashSet<PeerId> {
+        self.relays.holders().into_iter().chain(self.served.reserved.iter().copied()).collect()
+    }
+
     pub(super) fn stats(&self) -> NatStats {
         let Counts { direct, relayed } = self.paths.counts();
         NatStats {
