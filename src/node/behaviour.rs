@@ -20,6 +20,7 @@ use libp2p::{
 use super::admission::{Admission, Named, Places};
 use super::connections::Peers;
 use super::nat::autonat;
+use super::nat::guests::Guests;
 use super::peers::peer_of;
 use super::routing::Dht;
 use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, quic, streams};
@@ -59,7 +60,6 @@ pub(super) struct Behaviour {
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) gossip: Toggle<pubsub::Gossip>,
     pub(super) streams: streams::Behaviour,
-    pub(super) autonat_client: Toggle<autonat::Client>,
     pub(super) autonat_server: Toggle<autonat::Server>,
     pub(super) relay_client: relay::client::Behaviour,
     pub(super) relay: Toggle<relay::Behaviour>,
@@ -81,6 +81,7 @@ pub(super) fn build(
     keypair: Keypair,
     streams: streams::Behaviour,
     connections: Peers,
+    guests: &Guests,
     config: &NodeConfig,
     topics: &[IpnsName],
 ) -> Result<Swarm<Behaviour>, NodeError> {
@@ -112,10 +113,9 @@ pub(super) fn build(
         mdns: config.mdns.then(|| local_discovery(peer_id)).flatten().into(),
         gossip: gossip.into(),
         streams,
-        autonat_client: nat.then(autonat::Client::default).into(),
         autonat_server: nat.then(autonat::Server::default).into(),
         relay_client,
-        relay: config.relay.then(|| relay::Behaviour::new(peer_id, nat::relay_config())).into(),
+        relay: config.relay.then(|| relay::Behaviour::new(peer_id, nat::relay_config(guests))).into(),
         dcutr: nat.then(|| dcutr::Behaviour::new(peer_id)).into(),
         upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
     };

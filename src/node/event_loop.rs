@@ -194,6 +194,7 @@ impl EventLoop {
                 Ok(()) = places.changed() => self.on_places(&places),
                 Some(told) = self.telling.recv() => self.on_told(&told),
                 Some(fetched) = self.pubsub.fetched() => self.on_fetched(fetched),
+                Some(probed) = self.nat.prober.probed() => self.on_probed(probed),
                 _ = round.tick() => self.round(),
                 _ = save.tick() => self.save_peers().await,
                 _ = renew.tick() => {
@@ -363,6 +364,7 @@ impl EventLoop {
                 self.pubsub.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
             }
+            SwarmEvent::NewExternalAddrCandidate { address } => self.has_tested(&address),
             SwarmEvent::ExternalAddrConfirmed { address } => self.on_address_confirmed(&address),
             SwarmEvent::ExternalAddrExpired { address } => self.on_address_expired(&address),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
@@ -396,7 +398,6 @@ impl EventLoop {
                 tracing::debug!(peer.id = %peer, %failure, "a connection is closed on which a ping had no answer");
                 self.swarm.close_connection(connection);
             }
-            BehaviourEvent::AutonatClient(event) => self.on_tested(&event),
             BehaviourEvent::Dcutr(event) => nat::on_hole_punch(&event),
             BehaviourEvent::Relay(event) => self.on_relayed(&event),
             BehaviourEvent::Upnp(event) => tracing::debug!(?event, "gateway of the local network"),

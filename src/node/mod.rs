@@ -10,6 +10,7 @@ mod beside;
 pub mod bitswap;
 mod client;
 mod connections;
+mod delimited;
 mod event_loop;
 mod http_streams;
 #[cfg(test)]
@@ -56,6 +57,7 @@ use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
 use nat::Nat;
+use nat::guests::Guests;
 pub use nat::{NatStats, Reachability};
 use pubsub::Pubsub;
 #[doc(hidden)]
@@ -160,14 +162,21 @@ pub async fn start_with(
         streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
         pubsub.serve(tasks, asked);
     }
-    let mut swarm = behaviour::build(keypair, streams_behaviour, control.peers(), &config, &topics)?;
+    let mesh = Mesh::new(&config.peers, config.swarm_key.is_some());
+    let guests = Guests::new(mesh.trusted());
+    let nat = Nat::new(peer_id, &config, control.clone(), guests.clone());
+    if config.nat {
+        let (dial_backs, incoming) = mpsc::channel(STREAMS_QUEUED_MAX);
+        streams_behaviour = streams_behaviour.accepting(vec![nat::probe::DIAL_BACK], dial_backs);
+        nat.prober.serve(tasks, incoming);
+    }
+    let mut swarm = behaviour::build(keypair, streams_behaviour, control.peers(), &guests, &config, &topics)?;
     listen(&mut swarm, &config.listen)?;
 
     let state = store.state().clone();
     let known = off_thread(move || state.peers()).await?;
     let dialled: Vec<Multiaddr> = config.bootstrap.iter().chain(&config.relays).cloned().collect();
     let book = peers::Book::new(peer_id, &dialled, &config.peers, &known)?;
-    let nat = Nat::new(peer_id, &config);
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
     let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let searches = search::beside(tasks, web.as_ref(), searches, &commands);
@@ -178,7 +187,6 @@ pub async fn start_with(
         crowd: client::Crowd { expecting: true, ..Default::default() },
         ..Default::default()
     });
-    let mesh = Mesh::new(&config.peers, config.swarm_key.is_some());
     let places = find_places(tasks, &config.peers);
     let http = HttpStreams::new(control.clone());
     let view_of = view.subscribe();

@@ -44,8 +44,9 @@ pub struct Incoming {
     pub peer: PeerId,
     pub protocol: StreamProtocol,
     pub stream: Stream,
-    /// Of the connection that it came over.
+    /// Of the connection that it came over: what it is for, and who we are on it.
     pub(super) usage: Usage,
+    pub(super) role: Endpoint,
 }
 
 /// Why there is no stream.
@@ -99,9 +100,10 @@ impl Behaviour {
         self
     }
 
-    fn handler(&self, peer: PeerId) -> Handler {
+    fn handler(&self, peer: PeerId, role: Endpoint) -> Handler {
         Handler {
             peer,
+            role,
             queues: self.takers.iter().map(Queue::new).collect(),
             requests: None,
             opening: 0,
@@ -182,7 +184,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer))
+        Ok(self.handler(peer, Endpoint::Listener))
     }
 
     fn handle_established_outbound_connection(
@@ -193,7 +195,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer))
+        Ok(self.handler(peer, Endpoint::Dialer))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -235,6 +237,7 @@ impl NetworkBehaviour for Behaviour {
 /// The part of it that lives with one connection.
 pub struct Handler {
     peer: PeerId,
+    role: Endpoint,
     queues: Vec<Queue>,
     requests: Option<mpsc::Receiver<OpenRequest>>,
     /// Streams in negotiation.
@@ -344,7 +347,8 @@ impl ConnectionHandler for Handler {
                 if let Some(queue) = self.queues.iter_mut().find(|queue| queue.protocols.contains(&protocol))
                 {
                     self.usage.used(Instant::now());
-                    queue.push(Incoming { peer: self.peer, protocol, stream, usage: self.usage.clone() });
+                    let (peer, role, usage) = (self.peer, self.role, self.usage.clone());
+                    queue.push(Incoming { peer, protocol, stream, usage, role });
                 }
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
