@@ -205,6 +205,7 @@ impl EventLoop {
             self.show();
         }
         self.save_peers().await;
+        self.close_ports().await;
     }
 
     fn show(&self) {
@@ -365,7 +366,10 @@ impl EventLoop {
                 self.tell_bitswap(peer_id, false);
             }
             SwarmEvent::NewExternalAddrCandidate { address } => self.has_tested(&address),
-            SwarmEvent::ExternalAddrConfirmed { address } => self.on_address_confirmed(&address),
+            SwarmEvent::ExternalAddrConfirmed { address } => {
+                self.has_tested(&address);
+                self.on_address_confirmed(&address);
+            }
             SwarmEvent::ExternalAddrExpired { address } => self.on_address_expired(&address),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
                 self.on_listener_closed(listener_id, &reason);
@@ -400,7 +404,7 @@ impl EventLoop {
             }
             BehaviourEvent::Dcutr(event) => nat::on_hole_punch(&event),
             BehaviourEvent::Relay(event) => self.on_relayed(&event),
-            BehaviourEvent::Upnp(event) => tracing::debug!(?event, "gateway of the local network"),
+            BehaviourEvent::Upnp(event) => self.on_gateway(&event),
             _ => (),
         }
     }

@@ -360,7 +360,6 @@ def our_provider_record(peer, _):
     ours = Shoal([there.address("tcp")] if not isinstance(there, PyLibp2p) else [])
     if isinstance(there, PyLibp2p):
         there("connect", ours.address("tcp"))
-        connect(Kubo(), ours.address("tcp"))
     push(ours)
     root = ours.status()["own"]["root"]
     until("it finds us", lambda: there.knows_provider(root, ours))

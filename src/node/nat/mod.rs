@@ -13,10 +13,13 @@ pub(super) mod relays;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate};
-use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, relay};
+use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, relay, upnp};
+
+use tokio::time::timeout;
 
 use super::NodeConfig;
 use super::event_loop::EventLoop;
@@ -37,6 +40,8 @@ const CIRCUITS_PER_PEER_MAX: usize = 8;
 /// Of one circuit, which is there to make a direct connection of it, or for a small image where that cannot be.
 const CIRCUIT_DURATION_MAX: Duration = Duration::from_secs(120);
 const CIRCUIT_BYTES_MAX: u64 = 64 << 20;
+/// How long the gateway may take to close the ports that it has opened for us.
+const CLOSE_PORTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the node knows of its way in.
 pub(super) struct Nat {
@@ -47,6 +52,8 @@ pub(super) struct Nat {
     pub(super) prober: Prober,
     relays: Relays,
     pub(super) paths: Paths,
+    /// The gateway has opened ports for us.
+    is_mapped: bool,
     served: Served,
 }
 
@@ -81,6 +88,7 @@ impl Nat {
             prober: Prober::new(control),
             relays: Relays::new(own, &config.relays, Instant::now()),
             paths: Paths::default(),
+            is_mapped: false,
             served: Served { reserved: HashSet::new(), circuits: 0, guests },
         }
     }
@@ -209,6 +217,27 @@ impl EventLoop {
             _ => (),
         }
         self.on_reach_changed();
+    }
+
+    pub(super) fn on_gateway(&mut self, event: &upnp::Event) {
+        tracing::debug!(?event, "gateway of the local network");
+        self.nat.is_mapped |= matches!(event, upnp::Event::NewExternalAddr { .. });
+    }
+
+    /// Has the gateway close what it has opened for us: somebody else may listen there next. It does not tell when it has.
+    pub(super) async fn close_ports(&mut self) {
+        if !self.nat.is_mapped {
+            return;
+        }
+        for listener in std::mem::take(&mut self.listeners) {
+            self.swarm.remove_listener(listener);
+        }
+        let closing = async {
+            loop {
+                self.swarm.select_next_some().await;
+            }
+        };
+        let _: Result<(), _> = timeout(CLOSE_PORTS_TIMEOUT, closing).await;
     }
 
     /// Only who is reached serves the public DHT, and needs no relay.
