@@ -166,9 +166,7 @@ pub async fn start_with(
     let guests = Guests::new(mesh.trusted());
     let nat = Nat::new(peer_id, &config, control.clone(), guests.clone());
     if config.nat {
-        let (dial_backs, incoming) = mpsc::channel(STREAMS_QUEUED_MAX);
-        streams_behaviour = streams_behaviour.accepting(vec![nat::probe::DIAL_BACK], dial_backs);
-        nat.prober.serve(tasks, incoming);
+        streams_behaviour = accept_dial_backs(streams_behaviour, tasks, &nat);
     }
     let mut swarm = behaviour::build(keypair, streams_behaviour, control.peers(), &guests, &config, &topics)?;
     listen(&mut swarm, &config.listen)?;
@@ -183,10 +181,7 @@ pub async fn start_with(
     let limits = BitswapLimits::default();
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);
     let (updates, _) = broadcast::channel::<IpnsRecord>(UPDATES_QUEUED_MAX);
-    let view = watch::Sender::new(client::View {
-        crowd: client::Crowd { expecting: true, ..Default::default() },
-        ..Default::default()
-    });
+    let view = watch::Sender::new(first_view());
     let places = find_places(tasks, &config.peers);
     let http = HttpStreams::new(control.clone());
     let view_of = view.subscribe();
@@ -223,6 +218,19 @@ pub async fn start_with(
         .await
         .map_err(|_| NodeError::ListenTimeout)?;
     Ok((node, peer_streams))
+}
+
+/// Takes what servers bring that test our addresses.
+fn accept_dial_backs(streams: streams::Behaviour, tasks: &Tasks, nat: &Nat) -> streams::Behaviour {
+    let (dial_backs, incoming) = mpsc::channel(STREAMS_QUEUED_MAX);
+    nat.prober.serve(tasks, incoming);
+    streams.accepting(vec![nat::probe::DIAL_BACK], dial_backs)
+}
+
+/// Until it is known better somebody is expected.
+fn first_view() -> client::View {
+    let crowd = client::Crowd { expecting: true, ..Default::default() };
+    client::View { crowd, ..Default::default() }
 }
 
 /// Where trusted peers are whose ids the config does not name.
