@@ -17,12 +17,14 @@ use libp2p::{
     noise, ping, relay, tcp, upnp, yamux,
 };
 
+use super::admission::{Admission, Named, Places};
+use super::connections::Peers;
 use super::filters::{Filtered, Filters};
 use super::nat::autonat;
+use super::nat::guests::Guests;
 use super::peers::peer_of;
 use super::routing::Dht;
 use super::security::Security;
-use super::subnets::Subnets;
 use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, quic, streams};
 use crate::ipld::ipns::IpnsName;
 
@@ -45,15 +47,14 @@ const PRIVATE_BUFFER_BYTES: usize = 64 * 1024;
 const CONNECTIONS_PER_PEER_MAX: u32 = 8;
 /// Connections that we have opened.
 const CONNECTIONS_OUTGOING_MAX: u32 = 1024;
-/// Connections in their handshake, in each direction.
-pub(super) const PENDING_MAX: u32 = 256;
 
 /// The limits come first: what they refuse is not known to the others.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) limits: connection_limits::Behaviour,
-    pub(super) subnets: Subnets,
     pub(super) memory: memory_connection_limits::Behaviour,
+    /// The last of them: for whom it makes room nobody else refuses.
+    pub(super) admission: Admission,
     pub(super) identify: identify::Behaviour,
     pub(super) ping: ping::Behaviour,
     pub(super) wan: kad::Behaviour<MemoryStore>,
@@ -61,7 +62,6 @@ pub(super) struct Behaviour {
     pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
     pub(super) gossip: Toggle<pubsub::Gossip>,
     pub(super) streams: streams::Behaviour,
-    pub(super) autonat_client: Toggle<autonat::Client>,
     pub(super) autonat_server: Toggle<autonat::Server>,
     pub(super) relay_client: relay::client::Behaviour,
     pub(super) relay: Toggle<relay::Behaviour>,
@@ -82,6 +82,8 @@ impl Behaviour {
 pub(super) fn build(
     keypair: Keypair,
     streams: streams::Behaviour,
+    connections: Peers,
+    guests: &Guests,
     config: &NodeConfig,
     topics: &[IpnsName],
 ) -> Result<Swarm<Behaviour>, NodeError> {
@@ -91,21 +93,21 @@ pub(super) fn build(
         .with_push_listen_addr_updates(true)
         // What is to be told is among the external ones.
         .with_hide_listen_addrs(true);
-    let limits = ConnectionLimits::default()
-        .with_max_pending_incoming(Some(PENDING_MAX))
-        .with_max_pending_outgoing(Some(PENDING_MAX))
-        .with_max_established_incoming(Some(config.connections_max))
-        .with_max_established_outgoing(Some(CONNECTIONS_OUTGOING_MAX))
-        .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
+    let limits = ConnectionLimits::default().with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX));
     let gossip = config.pubsub.then(|| pubsub::build(&keypair, topics)).transpose()?;
     let mut limits = connection_limits::Behaviour::new(limits);
     // Nobody else can take the place of those whom the config names.
     config.peers.iter().filter_map(peer_of).for_each(|peer| limits.bypass_peer_id(&peer));
+    let named = Named {
+        peers: config.peers.iter().filter_map(peer_of).collect(),
+        dialled: config.relays.iter().chain(&config.bootstrap).filter_map(peer_of).collect(),
+    };
+    let places = Places { incoming_max: config.connections_max, outgoing_max: CONNECTIONS_OUTGOING_MAX };
     let nat = config.nat;
     let behaviour = |relay_client| Behaviour {
         limits,
-        subnets: Subnets::new(config.connections_max),
         memory: memory_connection_limits::Behaviour::with_max_bytes(MEMORY_BYTES_MAX),
+        admission: Admission::new(places, connections, named),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
         wan: kademlia(peer_id, Dht::Wan),
@@ -113,10 +115,9 @@ pub(super) fn build(
         mdns: config.mdns.then(|| local_discovery(peer_id)).flatten().into(),
         gossip: gossip.into(),
         streams,
-        autonat_client: nat.then(autonat::Client::default).into(),
         autonat_server: nat.then(autonat::Server::default).into(),
         relay_client,
-        relay: config.relay.then(|| relay::Behaviour::new(peer_id, nat::relay_config())).into(),
+        relay: config.relay.then(|| relay::Behaviour::new(peer_id, nat::relay_config(guests))).into(),
         dcutr: nat.then(|| dcutr::Behaviour::new(peer_id)).into(),
         upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
     };

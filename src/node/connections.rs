@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ use super::streams::OpenRequest;
 
 /// How long a connection through a relay carries no stream of ours, in the hope of a direct one.
 const DIRECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A transfer is one that moves so many bytes in so long.
+const TRANSFER_STEP_BYTES: u64 = 64 * 1024;
+const TRANSFER_STEP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The connections of each peer. Entries come and go with the swarm's events, which are paired.
 #[derive(Clone, Default)]
@@ -29,34 +32,101 @@ pub(super) struct Connection {
     /// Since when it goes through a relay; `None`: it is direct.
     pub(super) relayed_since: Option<Instant>,
     pub(super) requests: mpsc::Sender<OpenRequest>,
-    pub(super) kept: Kept,
+    pub(super) usage: Usage,
 }
 
-/// Why a connection stays although no stream is open on it, or none that counts.
-#[derive(Clone, Copy, Debug)]
+/// Why a connection is of use, whatever its streams are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Reason {
     /// The peer is one of those that are to be connected.
     Wanted = 1,
     /// Bitswap waits for it, or owes it something.
     Exchange = 2,
+    /// It is a relay for us, or we are one for it.
+    Relay = 4,
+    /// It is in our gossip mesh.
+    Gossip = 8,
+    /// It is among the closest to us in a routing table.
+    Near = 16,
 }
 
-/// The reasons for which a connection stays. Its handler shares them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Kept(Arc<AtomicU8>);
+/// For these reasons a connection stays also when it is idle.
+const KEEPING: u8 = Reason::Wanted as u8 | Reason::Exchange as u8;
 
-impl Kept {
-    fn set(&self, reason: Reason, holds: bool) {
-        if holds {
-            self.0.fetch_or(reason as u8, Ordering::Relaxed);
+/// What a connection is for. Its handler and its streams share it.
+#[derive(Clone, Debug)]
+pub(super) struct Usage(Arc<Uses>);
+
+#[derive(Debug)]
+struct Uses {
+    since: Instant,
+    reasons: AtomicU8,
+    /// Bytes of transfers so far.
+    moved: AtomicU64,
+    /// When it was last used, and when a transfer last had moved on, in milliseconds after `since`.
+    used_ms: AtomicU64,
+    moved_ms: AtomicU64,
+}
+
+impl Usage {
+    pub(super) fn new(since: Instant) -> Self {
+        let [moved, used_ms, moved_ms] = [(); 3].map(|()| AtomicU64::new(0));
+        Self(Arc::new(Uses { since, reasons: AtomicU8::new(0), moved, used_ms, moved_ms }))
+    }
+
+    fn set(&self, reason: Reason, holds: bool, now: Instant) {
+        let bit = reason as u8;
+        let reasons = &self.0.reasons;
+        let before = if holds {
+            reasons.fetch_or(bit, Ordering::Relaxed)
         } else {
-            self.0.fetch_and(!(reason as u8), Ordering::Relaxed);
+            reasons.fetch_and(!bit, Ordering::Relaxed)
+        };
+        if (before & bit > 0) != holds {
+            self.used(now);
         }
     }
 
-    pub(super) fn is_any(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 0
+    /// Whether the connection stays although no stream is open on it, or none that counts.
+    pub(super) fn is_kept(&self) -> bool {
+        self.0.reasons.load(Ordering::Relaxed) & KEEPING > 0
+    }
+
+    /// Notes that a stream was opened.
+    pub(super) fn used(&self, now: Instant) {
+        self.0.used_ms.fetch_max(self.ms(now), Ordering::Relaxed);
+    }
+
+    /// Notes bytes of a transfer. One that trickles is none.
+    pub(super) fn moved(&self, bytes: usize, now: Instant) {
+        let bytes = bytes as u64;
+        let before = self.0.moved.fetch_add(bytes, Ordering::Relaxed);
+        if before / TRANSFER_STEP_BYTES != (before + bytes) / TRANSFER_STEP_BYTES {
+            self.0.moved_ms.fetch_max(self.ms(now), Ordering::Relaxed);
+            self.used(now);
+        }
+    }
+
+    /// Whether it has to keep its place: for a reason, or since it is in the middle of a transfer.
+    pub(super) fn is_of_use(&self, now: Instant) -> bool {
+        let uses = &self.0;
+        let in_transfer = uses.moved.load(Ordering::Relaxed) >= TRANSFER_STEP_BYTES
+            && self.ms(now).saturating_sub(uses.moved_ms.load(Ordering::Relaxed))
+                < TRANSFER_STEP_TIMEOUT.as_millis() as u64;
+        in_transfer || uses.reasons.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn since(&self) -> Instant {
+        self.0.since
+    }
+
+    pub(super) fn last_used(&self) -> Instant {
+        self.0.since + Duration::from_millis(self.0.used_ms.load(Ordering::Relaxed))
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.0.since).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -105,9 +175,23 @@ impl Peers {
     }
 
     pub(super) fn keep(&self, peer: &PeerId, reason: Reason, holds: bool) {
+        let now = Instant::now();
         for connection in self.lock().get(peer).into_iter().flatten() {
-            connection.kept.set(reason, holds);
+            connection.usage.set(reason, holds, now);
         }
+    }
+
+    /// What each connection is for.
+    pub(super) fn usages(&self) -> HashMap<ConnectionId, Usage> {
+        let peers = self.lock();
+        peers.values().flatten().map(|connection| (connection.id, connection.usage.clone())).collect()
+    }
+
+    /// Of the connection to a peer that streams go over first.
+    pub(super) fn usage(&self, peer: &PeerId) -> Option<Usage> {
+        let peers = self.lock();
+        let first = peers.get(peer)?.iter().min_by_key(|connection| connection.relayed_since.is_some())?;
+        Some(first.usage.clone())
     }
 
     pub(super) fn insert(&self, peer: PeerId, connection: Connection) {
@@ -180,22 +264,39 @@ mod tests {
     fn a_connection_stays_until_the_last_reason_has_gone() {
         let (peers, peer) = (Peers::default(), PeerId::random());
         let (connection, _inbox) = connection(0, false);
-        let kept = connection.kept.clone();
+        let usage = connection.usage.clone();
         peers.insert(peer, connection);
-        assert!(!kept.is_any());
+        assert!(!usage.is_kept());
         peers.keep(&peer, Reason::Wanted, true);
         peers.keep(&peer, Reason::Exchange, true);
         peers.keep(&peer, Reason::Exchange, false);
-        assert!(kept.is_any(), "Bitswap has done with a peer that is wanted");
+        assert!(usage.is_kept(), "Bitswap has done with a peer that is wanted");
         peers.keep(&peer, Reason::Wanted, false);
-        assert!(!kept.is_any());
+        assert!(!usage.is_kept());
+        peers.keep(&peer, Reason::Near, true);
+        assert!(!usage.is_kept() && usage.is_of_use(Instant::now()), "it has its place, while it stays");
+    }
+
+    #[test]
+    fn a_transfer_is_of_use_while_it_moves_on() {
+        let start = Instant::now();
+        let (usage, at) = (Usage::new(start), |seconds| start + Duration::from_secs(seconds));
+        (0..100).for_each(|second| usage.moved(1, at(second)));
+        assert!(!usage.is_of_use(at(100)), "it trickles");
+        assert_eq!(usage.last_used(), start);
+        usage.moved(1 << 20, at(200));
+        assert!(usage.is_of_use(at(200)) && usage.is_of_use(at(214)) && !usage.is_of_use(at(215)));
+        assert_eq!(usage.last_used(), at(200));
+        usage.used(at(300));
+        assert!(!usage.is_of_use(at(300)));
+        assert_eq!(usage.last_used(), at(300));
     }
 
     fn connection(n: usize, relayed: bool) -> (Connection, mpsc::Receiver<OpenRequest>) {
         let (requests, inbox) = mpsc::channel(1);
         let id = ConnectionId::new_unchecked(n);
         let relayed_since = relayed.then(Instant::now);
-        (Connection { id, relayed_since, requests, kept: Kept::default() }, inbox)
+        (Connection { id, relayed_since, requests, usage: Usage::new(Instant::now()) }, inbox)
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,6 +27,7 @@ use super::pubsub::Pubsub;
 use super::queries::{Answer, Waiting};
 use super::routing::Dht;
 use super::search::Dialled;
+use super::valued::Valued;
 use super::{NodeConfig, connections, streams};
 use crate::ipfs::IpfsError;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
@@ -112,6 +113,7 @@ pub(super) struct EventLoop {
     pub(super) web: Option<Web>,
     pub(super) dialled: Dialled,
     pub(super) peers: HashMap<PeerId, Connected>,
+    pub(super) valued: Valued,
     pub(super) listeners: HashSet<libp2p::core::transport::ListenerId>,
 }
 
@@ -162,6 +164,7 @@ impl EventLoop {
             web,
             dialled: Dialled::default(),
             peers: HashMap::new(),
+            valued: Valued::default(),
             listeners: HashSet::new(),
         }
     }
@@ -191,6 +194,7 @@ impl EventLoop {
                 Ok(()) = places.changed() => self.on_places(&places),
                 Some(told) = self.telling.recv() => self.on_told(&told),
                 Some(fetched) = self.pubsub.fetched() => self.on_fetched(fetched),
+                Some(probed) = self.nat.prober.probed() => self.on_probed(probed),
                 _ = round.tick() => self.round(),
                 _ = save.tick() => self.save_peers().await,
                 _ = renew.tick() => {
@@ -201,6 +205,7 @@ impl EventLoop {
             self.show();
         }
         self.save_peers().await;
+        self.close_ports().await;
     }
 
     fn show(&self) {
@@ -271,11 +276,13 @@ impl EventLoop {
             // From a port of its own: two daemons that dial each other from where they listen would meet in one connection
             // that both have opened.
             let options = DialOpts::unknown_peer_id().address(place).allocate_new_port().build();
+            self.swarm.behaviour_mut().admission.needs(options.connection_id());
             if let Err(error) = self.swarm.dial(options) {
                 tracing::trace!(%error, "not dialled");
             }
         }
         self.nat_round();
+        self.value_peers(Instant::now());
         self.find_company();
         self.announce_some();
     }
@@ -358,7 +365,11 @@ impl EventLoop {
                 self.pubsub.disconnected(&peer_id);
                 self.tell_bitswap(peer_id, false);
             }
-            SwarmEvent::ExternalAddrConfirmed { address } => self.on_address_confirmed(&address),
+            SwarmEvent::NewExternalAddrCandidate { address } => self.has_tested(&address),
+            SwarmEvent::ExternalAddrConfirmed { address } => {
+                self.has_tested(&address);
+                self.on_address_confirmed(&address);
+            }
             SwarmEvent::ExternalAddrExpired { address } => self.on_address_expired(&address),
             SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
                 self.on_listener_closed(listener_id, &reason);
@@ -391,10 +402,9 @@ impl EventLoop {
                 tracing::debug!(peer.id = %peer, %failure, "a connection is closed on which a ping had no answer");
                 self.swarm.close_connection(connection);
             }
-            BehaviourEvent::AutonatClient(event) => self.on_tested(&event),
             BehaviourEvent::Dcutr(event) => nat::on_hole_punch(&event),
             BehaviourEvent::Relay(event) => self.on_relayed(&event),
-            BehaviourEvent::Upnp(event) => tracing::debug!(?event, "gateway of the local network"),
+            BehaviourEvent::Upnp(event) => self.on_gateway(&event),
             _ => (),
         }
     }

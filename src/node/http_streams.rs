@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
+use super::metered::Metered;
 use super::streams::{Control, Incoming, OpenError};
 use crate::ipfs::{IpfsError, Peer, PeerBody, PeerStream, PeerStreams, Trust};
 
@@ -72,6 +73,7 @@ impl HttpStreams {
         let opened = timeout_at(deadline, self.control.open(id, vec![HTTP])).await;
         let opened = opened.map_err(|_| timed_out(peer, OPEN_TIMEOUT))?;
         let (_, stream) = opened.map_err(|error| not_opened(peer, error))?;
+        let stream = Metered::new(stream, self.control.usage(&id));
         let asked = timeout(HEAD_TIMEOUT, ask(peer, stream, request, turn)).await;
         asked.map_err(|_| timed_out(peer, HEAD_TIMEOUT))?
     }
@@ -97,7 +99,8 @@ pub(super) fn incoming(
     trusted: watch::Receiver<Arc<HashSet<Peer>>>,
 ) -> PeerStreams {
     let next = |(mut streams, trusted): (mpsc::Receiver<Incoming>, watch::Receiver<_>)| async move {
-        let Incoming { peer, stream, .. } = streams.recv().await?;
+        let Incoming { peer, stream, usage, .. } = streams.recv().await?;
+        let stream = Metered::new(stream, Some(usage));
         let peer = Peer::new(&peer.to_base58());
         let trust = Trust::new(peer.clone(), trusted.clone());
         Some((PeerStream { peer, trust, io: Box::new(stream.compat()) }, (streams, trusted)))
@@ -119,11 +122,11 @@ fn not_opened(peer: &Peer, error: OpenError) -> IpfsError {
     }
 }
 
-type Connection = http1::Connection<TokioIo<Compat<Stream>>, Full<Bytes>>;
+type Connection = http1::Connection<TokioIo<Compat<Metered<Stream>>>, Full<Bytes>>;
 
 async fn ask(
     peer: &Peer,
-    stream: Stream,
+    stream: Metered<Stream>,
     mut request: Request<Bytes>,
     turn: OwnedSemaphorePermit,
 ) -> Result<Response<PeerBody>, IpfsError> {

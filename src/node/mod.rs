@@ -3,18 +3,21 @@
 //! The event loop owns the swarm; [`NodeClient`] sends it commands and is what the rest sees. Bitswap and HTTP run beside
 //! it on streams that the swarm hands over.
 
+mod admission;
 mod announcing;
 mod behaviour;
 mod beside;
 pub mod bitswap;
 mod client;
 mod connections;
+mod delimited;
 mod event_loop;
 mod filters;
 mod http_streams;
 #[cfg(test)]
 mod http_tests;
 mod mesh;
+mod metered;
 mod names;
 mod nat;
 mod peers;
@@ -24,6 +27,7 @@ mod providing;
 mod pubsub;
 mod queries;
 mod quic;
+mod room;
 mod routing;
 mod search;
 mod security;
@@ -32,6 +36,7 @@ mod subnets;
 mod swarm_key;
 #[cfg(test)]
 mod tests;
+mod valued;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
@@ -55,6 +60,7 @@ use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
 use nat::Nat;
+use nat::guests::Guests;
 pub use nat::{NatStats, Reachability};
 use pubsub::Pubsub;
 #[doc(hidden)]
@@ -161,25 +167,26 @@ pub async fn start_with(
         streams_behaviour = streams_behaviour.accepting(vec![pubsub::FETCH], fetch_incoming);
         pubsub.serve(tasks, asked);
     }
-    let mut swarm = behaviour::build(keypair, streams_behaviour, &config, &topics)?;
+    let mesh = Mesh::new(&config.peers, config.swarm_key.is_some());
+    let guests = Guests::new(mesh.trusted());
+    let nat = Nat::new(peer_id, &config, control.clone(), guests.clone());
+    if config.nat {
+        streams_behaviour = accept_dial_backs(streams_behaviour, tasks, &nat);
+    }
+    let mut swarm = behaviour::build(keypair, streams_behaviour, control.peers(), &guests, &config, &topics)?;
     listen(&mut swarm, &config.listen)?;
 
     let state = store.state().clone();
     let known = off_thread(move || state.peers()).await?;
     let dialled: Vec<Multiaddr> = config.bootstrap.iter().chain(&config.relays).cloned().collect();
     let book = peers::Book::new(peer_id, &dialled, &config.peers, &known)?;
-    let nat = Nat::new(peer_id, &config);
     let (find, searches) = mpsc::channel(SEARCHES_QUEUED_MAX);
     let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
     let searches = search::beside(tasks, web.as_ref(), searches, &commands);
     let limits = BitswapLimits::default();
     let exchange = Exchange::start(tasks, store.blocks().clone(), control.clone(), streams, find, limits);
     let (updates, _) = broadcast::channel::<IpnsRecord>(UPDATES_QUEUED_MAX);
-    let view = watch::Sender::new(client::View {
-        crowd: client::Crowd { expecting: true, ..Default::default() },
-        ..Default::default()
-    });
-    let mesh = Mesh::new(&config.peers, config.swarm_key.is_some());
+    let view = watch::Sender::new(first_view());
     let places = find_places(tasks, &config.peers);
     let http = HttpStreams::new(control.clone());
     let view_of = view.subscribe();
@@ -216,6 +223,19 @@ pub async fn start_with(
         .await
         .map_err(|_| NodeError::ListenTimeout)?;
     Ok((node, peer_streams))
+}
+
+/// Takes what servers bring that test our addresses.
+fn accept_dial_backs(streams: streams::Behaviour, tasks: &Tasks, nat: &Nat) -> streams::Behaviour {
+    let (dial_backs, incoming) = mpsc::channel(STREAMS_QUEUED_MAX);
+    nat.prober.serve(tasks, incoming);
+    streams.accepting(vec![nat::probe::DIAL_BACK], dial_backs)
+}
+
+/// Until it is known better somebody is expected.
+fn first_view() -> client::View {
+    let crowd = client::Crowd { expecting: true, ..Default::default() };
+    client::View { crowd, ..Default::default() }
 }
 
 /// Where trusted peers are whose ids the config does not name.

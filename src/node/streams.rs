@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tokio_util::sync::PollSender;
 
 pub use super::connections::Reason;
-use super::connections::{Connection, Kept, Peers};
+use super::connections::{Connection, Peers, Usage};
 
 /// Inbound streams of one connection that may wait for one channel; those above it are reset.
 const INBOUND_WAITING_MAX: usize = 256;
@@ -44,6 +44,9 @@ pub struct Incoming {
     pub peer: PeerId,
     pub protocol: StreamProtocol,
     pub stream: Stream,
+    /// Of the connection that it came over: what it is for, and who we are on it.
+    pub(super) usage: Usage,
+    pub(super) role: Endpoint,
 }
 
 /// Why there is no stream.
@@ -97,13 +100,14 @@ impl Behaviour {
         self
     }
 
-    fn handler(&self, peer: PeerId) -> Handler {
+    fn handler(&self, peer: PeerId, role: Endpoint) -> Handler {
         Handler {
             peer,
+            role,
             queues: self.takers.iter().map(Queue::new).collect(),
             requests: None,
             opening: 0,
-            kept: Kept::default(),
+            usage: Usage::new(Instant::now()),
         }
     }
 }
@@ -142,9 +146,18 @@ impl Control {
         self.peers.await_any(peer).await;
     }
 
-    /// Whether there is this reason to keep the present connections to the peer.
+    /// Whether the present connections to the peer are of use for this reason.
     pub fn keep(&self, peer: &PeerId, reason: Reason, holds: bool) {
         self.peers.keep(peer, reason, holds);
+    }
+
+    /// Of the connection that a stream to the peer is opened over, if there is one.
+    pub(super) fn usage(&self, peer: &PeerId) -> Option<Usage> {
+        self.peers.usage(peer)
+    }
+
+    pub(super) fn peers(&self) -> Peers {
+        self.peers.clone()
     }
 }
 
@@ -156,7 +169,7 @@ pub(super) struct OpenRequest {
 /// What a handler gets once its connection counts as established.
 pub struct Requests {
     requests: mpsc::Receiver<OpenRequest>,
-    kept: Kept,
+    usage: Usage,
 }
 
 impl fmt::Debug for Requests {
@@ -176,7 +189,7 @@ impl NetworkBehaviour for Behaviour {
         _: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer))
+        Ok(self.handler(peer, Endpoint::Listener))
     }
 
     fn handle_established_outbound_connection(
@@ -187,7 +200,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer))
+        Ok(self.handler(peer, Endpoint::Dialer))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -196,11 +209,12 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ConnectionEstablished(established) => {
                 let (peer, id) = (established.peer_id, established.connection_id);
                 let (sender, requests) = mpsc::channel(OPENING_MAX);
-                let kept = Kept::default();
-                let relayed_since = established.endpoint.is_relayed().then(Instant::now);
-                let connection = Connection { id, relayed_since, requests: sender, kept: kept.clone() };
+                let now = Instant::now();
+                let usage = Usage::new(now);
+                let relayed_since = established.endpoint.is_relayed().then_some(now);
+                let connection = Connection { id, relayed_since, requests: sender, usage: usage.clone() };
                 self.peers.insert(peer, connection);
-                self.to_handlers.push_back((peer, id, Requests { requests, kept }));
+                self.to_handlers.push_back((peer, id, Requests { requests, usage }));
             }
             FromSwarm::ConnectionClosed(closed) => {
                 self.peers.remove(&closed.peer_id, closed.connection_id);
@@ -228,11 +242,12 @@ impl NetworkBehaviour for Behaviour {
 /// The part of it that lives with one connection.
 pub struct Handler {
     peer: PeerId,
+    role: Endpoint,
     queues: Vec<Queue>,
     requests: Option<mpsc::Receiver<OpenRequest>>,
     /// Streams in negotiation.
     opening: usize,
-    kept: Kept,
+    usage: Usage,
 }
 
 /// The inbound streams of a connection that one taker has not taken yet.
@@ -289,12 +304,12 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.kept.is_any()
+        self.usage.is_kept()
     }
 
     fn on_behaviour_event(&mut self, event: Self::FromBehaviour) {
         self.requests = Some(event.requests);
-        self.kept = event.kept;
+        self.usage = event.usage;
     }
 
     fn poll(
@@ -336,11 +351,14 @@ impl ConnectionHandler for Handler {
             }) => {
                 if let Some(queue) = self.queues.iter_mut().find(|queue| queue.protocols.contains(&protocol))
                 {
-                    queue.push(Incoming { peer: self.peer, protocol, stream });
+                    self.usage.used(Instant::now());
+                    let (peer, role, usage) = (self.peer, self.role, self.usage.clone());
+                    queue.push(Incoming { peer, protocol, stream, usage, role });
                 }
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
                 self.opening -= 1;
+                self.usage.used(Instant::now());
                 let _dropped = info.send(Ok(protocol));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {

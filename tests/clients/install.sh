@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 
 export DEBIAN_FRONTEND=noninteractive
-packages="iproute2 containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq nginx-light openssl iptables"
+packages="iproute2 containerd runc docker-registry docker.io skopeo podman netavark buildah umoci busybox-static debootstrap python3 python3-venv wrk curl jq nginx-light openssl iptables miniupnpd-iptables miniupnpc"
 # Of what py-libp2p needs, fastecdsa has no wheel.
 [ "${1:-}" != interop ] || packages+=" gcc libc6-dev libgmp-dev python3-dev"
 missing=$(for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || echo "$p"; done)

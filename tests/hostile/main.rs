@@ -4,7 +4,7 @@
 //!
 //! | | floods | lengths, messages without end | half-closed, silent, slow | ids used again | wrong order | hostile values |
 //! | --- | --- | --- | --- | --- | --- | --- |
-//! | connections, yamux | `flood` | `yamux` | `http` (silent streams) | `yamux` | `yamux` | `yamux` |
+//! | connections, yamux | `flood`, `places` | `yamux` | `http` (silent streams) | `yamux` | `yamux` | `yamux` |
 //! | identify | `flood` | `wire`, `flood` | `wire` | `flood` (pushes) | `wire` (push before answer) | `flood` |
 //! | Kademlia | `flood`, `names` (providers) | `wire` | `wire`, `names` (mute) | `wire` (one request), `gossip` (one sequence) | `names` | `names` |
 //! | IPNS records | `flood` | `names` (size) | | `gossip` (one sequence) | `names` | `names` |
@@ -29,6 +29,7 @@ mod honest;
 mod http;
 mod names;
 mod peer;
+mod places;
 mod trees;
 mod wire;
 mod yamux;

@@ -385,7 +385,11 @@ impl Task {
             return Ok(());
         };
         self.keep(root).await?;
-        self.ipfs.publish(&record).await?;
+        if let Err(error) = self.ipfs.publish(&record).await {
+            // Whoever knows its CID finds the root all the same; that this failed too is told of with the next try.
+            let _ = self.ipfs.provide(&[root]).await;
+            return Err(error.into());
+        }
         self.put_pending = false;
         self.put_root = Some(root);
         if let Err(error) = self.ipfs.let_go(&self.label(), &[root]).await {

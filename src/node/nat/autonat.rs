@@ -1,91 +1,23 @@
-//! AutoNAT version 2 (libp2p specification `autonat-v2`), held to bounds that libp2p leaves open: how many addresses of
-//! ours are tested, and where a stranger may have us dial.
+//! The server of AutoNAT version 2 (libp2p specification `autonat-v2`), held to bounds that libp2p leaves open: where a
+//! stranger may have us dial, and how often at once.
 
 use std::collections::HashSet;
 use std::task::{Context, Poll};
 
-use libp2p::autonat::v2::{client, server};
+use libp2p::autonat::v2::server;
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, THandler,
-    THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
+    ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
 
 use super::is_relayed;
 use crate::node::routing::is_public;
 
-/// Addresses of ours that are tested in one run. Each is one that some peer claims to see us at.
-const CANDIDATES_MAX: usize = 256;
 /// Dials that run at once for peers that want an address tested.
 const DIAL_BACKS_MAX: usize = 16;
-
-/// Has peers test whether we are reached at the public addresses that others see us at.
-#[derive(Default)]
-pub(in crate::node) struct Client {
-    inner: client::Behaviour,
-    candidates: HashSet<Multiaddr>,
-}
-
-impl Client {
-    /// Has an address tested, once, unless it is private or there are too many.
-    pub(in crate::node) fn test(&mut self, address: &Multiaddr) {
-        if self.admits(address) {
-            let candidate = NewExternalAddrCandidate { addr: address };
-            self.inner.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
-        }
-    }
-
-    fn admits(&mut self, address: &Multiaddr) -> bool {
-        let fits = is_public(address) && !is_relayed(address);
-        let known = self.candidates.contains(address);
-        fits && (known || self.candidates.len() < CANDIDATES_MAX && self.candidates.insert(address.clone()))
-    }
-}
-
-impl NetworkBehaviour for Client {
-    type ConnectionHandler = <client::Behaviour as NetworkBehaviour>::ConnectionHandler;
-    type ToSwarm = client::Event;
-
-    fn handle_established_inbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: PeerId,
-        local: &Multiaddr,
-        remote: &Multiaddr,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner.handle_established_inbound_connection(id, peer, local, remote)
-    }
-
-    fn handle_established_outbound_connection(
-        &mut self,
-        id: ConnectionId,
-        peer: PeerId,
-        address: &Multiaddr,
-        role: Endpoint,
-        port: PortUse,
-    ) -> Result<THandler<Self>, ConnectionDenied> {
-        self.inner.handle_established_outbound_connection(id, peer, address, role, port)
-    }
-
-    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
-        if let FromSwarm::NewExternalAddrCandidate(candidate) = &event
-            && !self.admits(candidate.addr)
-        {
-            return;
-        }
-        self.inner.on_swarm_event(event);
-    }
-
-    fn on_connection_handler_event(&mut self, peer: PeerId, id: ConnectionId, event: THandlerOutEvent<Self>) {
-        self.inner.on_connection_handler_event(peer, id, event);
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        self.inner.poll(cx)
-    }
-}
 
 /// Tests addresses for others. Only public ones: else a stranger could learn by us what answers in our network.
 #[derive(Default)]
@@ -165,17 +97,6 @@ mod tests {
 
     fn at(ip: &str, port: usize) -> Multiaddr {
         format!("/ip4/{ip}/tcp/{port}").parse().unwrap()
-    }
-
-    #[test]
-    fn what_peers_claim_to_see_us_at_is_bounded() {
-        let mut client = Client::default();
-        assert!(!client.admits(&at("192.168.1.2", 1)));
-        let relay = PeerId::random();
-        assert!(!client.admits(&format!("/ip4/8.8.8.8/tcp/1/p2p/{relay}/p2p-circuit").parse().unwrap()));
-        let admitted = (0..2 * CANDIDATES_MAX).filter(|port| client.admits(&at("8.8.8.8", *port))).count();
-        assert_eq!(admitted, CANDIDATES_MAX);
-        assert!(client.admits(&at("8.8.8.8", 0)), "a known one may be seen again");
     }
 
     #[test]

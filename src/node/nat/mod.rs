@@ -3,21 +3,31 @@
 //! event loop's part of it; what it decides by is pure and lies below.
 
 pub(super) mod autonat;
+mod candidates;
+pub(super) mod guests;
 pub(super) mod paths;
+pub(super) mod probe;
 pub(super) mod reach;
 pub(super) mod relays;
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate, StreamProtocol};
-use libp2p::{Multiaddr, PeerId, autonat as protocol, dcutr, identify, kad, relay};
+use libp2p::swarm::{ConnectionId, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate};
+use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, relay, upnp};
+
+use tokio::time::timeout;
 
 use super::NodeConfig;
 use super::event_loop::EventLoop;
+use super::streams::Control;
+use candidates::{Verdict, Voice};
+use guests::Guests;
 use paths::{Counts, Paths};
+use probe::{DIAL_REQUEST, Probed, Prober};
 use reach::Reach;
 pub use reach::Reachability;
 use relays::Relays;
@@ -30,9 +40,8 @@ const CIRCUITS_PER_PEER_MAX: usize = 8;
 /// Of one circuit, which is there to make a direct connection of it, or for a small image where that cannot be.
 const CIRCUIT_DURATION_MAX: Duration = Duration::from_secs(120);
 const CIRCUIT_BYTES_MAX: u64 = 64 << 20;
-
-/// Spoken by who tests addresses for others.
-const AUTONAT: StreamProtocol = StreamProtocol::new("/libp2p/autonat/2/dial-request");
+/// How long the gateway may take to close the ports that it has opened for us.
+const CLOSE_PORTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the node knows of its way in.
 pub(super) struct Nat {
@@ -40,8 +49,11 @@ pub(super) struct Nat {
     /// All listeners are on loopback.
     is_local: bool,
     reach: Reach,
+    pub(super) prober: Prober,
     relays: Relays,
     pub(super) paths: Paths,
+    /// The gateway has opened ports for us.
+    is_mapped: bool,
     served: Served,
 }
 
@@ -61,22 +73,29 @@ pub struct NatStats {
 }
 
 /// Who uses us as a relay.
-#[derive(Default)]
 struct Served {
     reserved: HashSet<PeerId>,
     circuits: usize,
+    guests: Guests,
 }
 
 impl Nat {
-    pub(super) fn new(own: PeerId, config: &NodeConfig) -> Self {
+    pub(super) fn new(own: PeerId, config: &NodeConfig, control: Control, guests: Guests) -> Self {
         Self {
             is_on: config.nat,
             is_local: config.listen.iter().all(is_loopback),
             reach: Reach::default(),
+            prober: Prober::new(control),
             relays: Relays::new(own, &config.relays, Instant::now()),
             paths: Paths::default(),
-            served: Served::default(),
+            is_mapped: false,
+            served: Served { reserved: HashSet::new(), circuits: 0, guests },
         }
+    }
+
+    /// Those that are a relay for us, and those that we are one for.
+    pub(super) fn relay_peers(&self) -> HashSet<PeerId> {
+        self.relays.holders().into_iter().chain(self.served.reserved.iter().copied()).collect()
     }
 
     pub(super) fn stats(&self) -> NatStats {
@@ -92,9 +111,9 @@ impl Nat {
     }
 }
 
-/// The limits of a relay for others. Those of libp2p on how often one peer, or one address, may ask are kept.
-pub(super) fn relay_config() -> relay::Config {
-    relay::Config {
+/// The limits of a relay for others. Those of libp2p on how often one peer, or one address, may ask are kept, and asked first.
+pub(super) fn relay_config(guests: &Guests) -> relay::Config {
+    let mut config = relay::Config {
         max_reservations: RESERVATIONS_MAX,
         max_reservations_per_peer: RESERVATIONS_PER_PEER_MAX,
         max_circuits: CIRCUITS_MAX,
@@ -102,7 +121,14 @@ pub(super) fn relay_config() -> relay::Config {
         max_circuit_duration: CIRCUIT_DURATION_MAX,
         max_circuit_bytes: CIRCUIT_BYTES_MAX,
         ..relay::Config::default()
-    }
+    };
+    let reserving = guests.clone();
+    config.reservation_rate_limiters.push(Box::new(move |peer, _: &Multiaddr, _| reserving.reserve(peer)));
+    let connecting = guests.clone();
+    config
+        .circuit_src_rate_limiters
+        .push(Box::new(move |peer, _: &Multiaddr, _| connecting.may_connect(&peer)));
+    config
 }
 
 /// Whether an address leads through a relay.
@@ -126,11 +152,8 @@ impl EventLoop {
         if is_loopback(&address) && !self.nat.is_local {
             return;
         }
-        if self.nat.reach.add(&address)
-            && let Some(autonat) = self.swarm.behaviour_mut().autonat_client.as_mut()
-        {
-            autonat.test(&address);
-        }
+        self.nat.reach.add(&address);
+        self.has_tested(&address);
         self.offer_to_dial(&address);
         self.swarm.add_external_address(address);
         self.on_reach_changed();
@@ -169,14 +192,52 @@ impl EventLoop {
         self.on_reach_changed();
     }
 
-    pub(super) fn on_tested(&mut self, event: &protocol::v2::client::Event) {
-        let protocol::v2::client::Event { tested_addr, server, result, .. } = event;
-        let Err(error) = result else { return };
-        tracing::info!(address = %tested_addr, peer.id = %server, %error, "not reached from outside");
-        if self.nat.reach.failed(tested_addr) {
-            self.swarm.remove_external_address(tested_addr);
+    /// Has servers test whether we are reached at an address: one of an interface, or that somebody sees us at.
+    pub(super) fn has_tested(&mut self, address: &Multiaddr) {
+        if self.nat.is_on {
+            self.nat.prober.test(address, Instant::now());
+        }
+    }
+
+    pub(super) fn on_probed(&mut self, probed: Probed) {
+        let (address, voice, verdict) = self.nat.prober.judge(probed, Instant::now());
+        if voice == Some(Voice::NotReached) {
+            self.nat.reach.failed();
+        }
+        let is_told = self.swarm.external_addresses().any(|told| *told == address);
+        match verdict {
+            Verdict::Reached if !is_told => {
+                self.swarm.add_external_address(address.clone());
+                self.on_address_confirmed(&address);
+            }
+            Verdict::NotReached if is_told && self.nat.reach.take_back(&address) => {
+                tracing::info!(%address, "no longer told to others: servers agree that it is not reached");
+                self.swarm.remove_external_address(&address);
+            }
+            _ => (),
         }
         self.on_reach_changed();
+    }
+
+    pub(super) fn on_gateway(&mut self, event: &upnp::Event) {
+        tracing::debug!(?event, "gateway of the local network");
+        self.nat.is_mapped |= matches!(event, upnp::Event::NewExternalAddr { .. });
+    }
+
+    /// Has the gateway close what it has opened for us: somebody else may listen there next. It does not tell when it has.
+    pub(super) async fn close_ports(&mut self) {
+        if !self.nat.is_mapped {
+            return;
+        }
+        for listener in std::mem::take(&mut self.listeners) {
+            self.swarm.remove_listener(listener);
+        }
+        let closing = async {
+            loop {
+                self.swarm.select_next_some().await;
+            }
+        };
+        let _: Result<(), _> = timeout(CLOSE_PORTS_TIMEOUT, closing).await;
     }
 
     /// Only who is reached serves the public DHT, and needs no relay.
@@ -196,8 +257,10 @@ impl EventLoop {
 
     /// A peer was identified that may be a relay, or test addresses.
     pub(super) fn notice_services(&mut self, peer: PeerId, info: &identify::Info) {
-        if self.nat.is_on && info.protocols.contains(&AUTONAT) {
+        let is_dialled = self.peers.get(&peer).is_some_and(|known| !known.dialled.is_empty());
+        if self.nat.is_on && info.protocols.contains(&DIAL_REQUEST) && is_dialled {
             self.nat.reach.tester(Instant::now());
+            self.nat.prober.found(peer);
         }
         if info.protocols.contains(&relay::HOP_PROTOCOL_NAME)
             && let Some(known) = self.peers.get(&peer)
@@ -213,6 +276,7 @@ impl EventLoop {
             self.swarm.close_connection(id);
         }
         self.nat.reach.pass_time(now);
+        self.nat.prober.round(now);
         if !self.nat.is_on || self.nat.reach.get() == Reachability::Public {
             return;
         }
@@ -243,12 +307,14 @@ impl EventLoop {
         self.nat.paths.closed(id, peer, Instant::now());
         if last {
             self.nat.relays.disconnected(peer);
+            self.nat.prober.lost(peer);
         }
     }
 
     /// What others do with us as their relay.
     pub(super) fn on_relayed(&mut self, event: &relay::Event) {
         let served = &mut self.nat.served;
+        served.guests.on_event(event);
         match event {
             relay::Event::ReservationReqAccepted { src_peer_id, .. } => {
                 served.reserved.insert(*src_peer_id);

@@ -46,10 +46,11 @@ pub(in crate::node) struct Reach {
 }
 
 impl Reach {
-    /// Takes in an address that others are told. `true`: it is one by which strangers reach us.
-    pub(super) fn add(&mut self, address: &Multiaddr) -> bool {
-        let counts = is_public(address) && !is_relayed(address);
-        counts && (self.public.insert(address.clone()) || self.public.contains(address))
+    /// Takes in an address that others are told: it counts if strangers reach us by it.
+    pub(super) fn add(&mut self, address: &Multiaddr) {
+        if is_public(address) && !is_relayed(address) {
+            self.public.insert(address.clone());
+        }
     }
 
     /// The same for one of the config.
@@ -61,9 +62,13 @@ impl Reach {
         self.public.remove(address);
     }
 
-    /// A peer could not reach us at an address. `true`: it is not to be told any more.
-    pub(super) fn failed(&mut self, address: &Multiaddr) -> bool {
+    /// A peer could not reach us at some address.
+    pub(super) fn failed(&mut self) {
         self.failed = true;
+    }
+
+    /// An address counts no longer. `false`: the config names it, so that it does.
+    pub(super) fn take_back(&mut self, address: &Multiaddr) -> bool {
         !self.fixed.contains(address) && self.public.remove(address)
     }
 
@@ -111,15 +116,17 @@ mod tests {
         let mut reach = Reach::default();
         let at = |text: &str| text.parse::<Multiaddr>().unwrap();
         let relayed = at(&format!("/ip4/8.8.8.8/tcp/1/p2p/{}/p2p-circuit", PeerId::random()));
-        assert!(!reach.add(&at("/ip4/192.168.1.2/tcp/1")) && !reach.add(&relayed));
+        [at("/ip4/192.168.1.2/tcp/1"), relayed].iter().for_each(|address| reach.add(address));
         assert_eq!(reach.get(), Reachability::Unknown);
         let (listening, announced) = (at("/ip4/8.8.4.4/tcp/1"), at("/dns4/a.example/tcp/1"));
-        assert!(reach.add(&listening));
-        assert_eq!(reach.get(), Reachability::Public);
-        assert!(reach.failed(&listening));
+        reach.add(&listening);
+        reach.failed();
+        assert_eq!(reach.get(), Reachability::Public, "others are to say so too");
+        assert!(reach.take_back(&listening));
         assert_eq!(reach.get(), Reachability::Private);
         reach.fix(&announced);
-        assert!(reach.add(&announced) && !reach.failed(&announced));
+        reach.add(&announced);
+        assert!(!reach.take_back(&announced));
         assert_eq!(reach.get(), Reachability::Public);
         reach.remove(&announced);
         assert_eq!(reach.get(), Reachability::Private);

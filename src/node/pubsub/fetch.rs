@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt};
+use futures::{AsyncRead, AsyncWrite, AsyncWriteExt, FutureExt, StreamExt};
 use jiff::Timestamp;
 use libp2p::PeerId;
 use libp2p::swarm::StreamProtocol;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::super::delimited::read;
 use super::super::streams::{Control, Incoming, OpenError};
 use crate::ipld::ipns::{IpnsName, IpnsRecord, RECORD_BYTES_MAX};
 
@@ -32,8 +33,6 @@ const ANSWERED_MAX: usize = 256;
 const REQUEST_BYTES_MAX: usize = 256;
 /// A record, and what is said around it.
 const ANSWER_BYTES_MAX: usize = RECORD_BYTES_MAX + 64;
-/// The longest length prefix that may be read.
-const LENGTH_BYTES_MAX: usize = 3;
 
 /// The newest record of each name that has one.
 pub(super) type Newest = Arc<HashMap<IpnsName, IpnsRecord>>;
@@ -143,34 +142,6 @@ async fn answer(
     };
     stream.write_all(&answer.encode_length_delimited_to_vec()).await?;
     stream.close().await
-}
-
-/// Reads a message of at most `bytes_max` behind its length.
-async fn read<M: Message + Default>(
-    stream: &mut (impl AsyncRead + Unpin),
-    bytes_max: usize,
-) -> io::Result<M> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let mut prefix = [0; LENGTH_BYTES_MAX];
-    let mut prefix_bytes = 0;
-    loop {
-        let Some(byte) = prefix.get_mut(prefix_bytes..=prefix_bytes) else {
-            return Err(invalid(format!("a message longer than {bytes_max} bytes")));
-        };
-        stream.read_exact(byte).await?;
-        prefix_bytes += 1;
-        if prefix[prefix_bytes - 1] & 0x80 == 0 {
-            break;
-        }
-    }
-    let (size_bytes, _) = unsigned_varint::decode::usize(&prefix[..prefix_bytes])
-        .map_err(|error| invalid(error.to_string()))?;
-    if size_bytes > bytes_max {
-        return Err(invalid(format!("a message of {size_bytes} bytes, where {bytes_max} are allowed")));
-    }
-    let mut message = vec![0; size_bytes];
-    stream.read_exact(&mut message).await?;
-    M::decode(Bytes::from(message)).map_err(|error| invalid(error.to_string()))
 }
 
 /// Reads whatever bytes as a request and as an answer: for fuzzing.

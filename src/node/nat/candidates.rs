@@ -1,0 +1,212 @@
+//! Addresses that may be ours, and what those say who have tested them. Pure.
+//!
+//! A test that went well is proven: the server has come in. One that failed is a server's word only, so that two of them must
+//! agree before an address is taken back. Each server has one voice, its last; what was taken back is tested again, by
+//! others first, and comes back when one of them has come in. go-libp2p weighs its tests in the same way.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use libp2p::{Multiaddr, PeerId};
+
+use super::is_relayed;
+use crate::node::routing::is_public;
+
+/// Addresses that are tested in one run. Each is one that some peer claims to see us at.
+const CANDIDATES_MAX: usize = 256;
+/// Voices that count, the last ones: a server that has lied is forgotten when others were asked.
+const VOICES_MAX: usize = 5;
+/// Servers that must say that an address is not reached before it is taken back.
+const AGAINST: usize = 2;
+/// Voices that settle it for a while.
+const SETTLED: usize = 3;
+/// Pauses between tests of an address: doubled from the first to the second, while it is not settled, and then the third.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+const SETTLED_PAUSE: Duration = Duration::from_secs(3600);
+/// Tests that are begun at once, each with another address.
+pub(super) const BEGUN_MAX: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Candidates(HashMap<Multiaddr, Candidate>);
+
+struct Candidate {
+    /// The oldest first.
+    voices: VecDeque<(PeerId, Voice)>,
+    next: Instant,
+    pause: Duration,
+    under_way: bool,
+}
+
+/// What a server says of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Voice {
+    Reached,
+    NotReached,
+}
+
+/// What follows of all that is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Reached,
+    NotReached,
+    /// What counted before does so on.
+    Open,
+}
+
+impl Candidates {
+    /// Takes in an address that is to be tested, unless it is private or there are too many.
+    pub(super) fn add(&mut self, address: &Multiaddr, now: Instant) {
+        let fits = is_public(address) && !is_relayed(address);
+        if fits && self.0.len() < CANDIDATES_MAX {
+            let fresh = || Candidate { voices: VecDeque::new(), next: now, pause: PAUSE.0, under_way: false };
+            self.0.entry(address.clone()).or_insert_with(fresh);
+        }
+    }
+
+    /// The tests to begin, each with the server to ask: one that has not said anything yet, or whose word is the oldest.
+    /// `servers`: in whatever order they are to be preferred.
+    pub(super) fn due(&mut self, servers: &[PeerId], now: Instant) -> Vec<(Multiaddr, PeerId)> {
+        let mut due: Vec<_> =
+            self.0.iter_mut().filter(|(_, known)| !known.under_way && now >= known.next).collect();
+        due.sort_by_key(|(_, known)| known.next);
+        let begun = due.into_iter().take(BEGUN_MAX).filter_map(|(address, known)| {
+            let age = |server: &&PeerId| known.voices.iter().position(|(said, _)| said == *server);
+            let server = *servers.iter().min_by_key(age)?;
+            known.under_way = true;
+            Some((address.clone(), server))
+        });
+        begun.collect()
+    }
+
+    /// A test has ended. `None`: the server did not test.
+    pub(super) fn tested(
+        &mut self,
+        address: &Multiaddr,
+        server: PeerId,
+        voice: Option<Voice>,
+        now: Instant,
+    ) -> Verdict {
+        let Some(known) = self.0.get_mut(address) else { return Verdict::Open };
+        known.under_way = false;
+        if let Some(voice) = voice {
+            known.voices.retain(|(said, _)| *said != server);
+            known.voices.push_back((server, voice));
+            if known.voices.len() > VOICES_MAX {
+                known.voices.pop_front();
+            }
+        }
+        let (reached, not_reached) = (known.count(Voice::Reached), known.count(Voice::NotReached));
+        let pause = if reached.abs_diff(not_reached) >= SETTLED {
+            known.pause = PAUSE.0;
+            SETTLED_PAUSE
+        } else {
+            let pause = known.pause;
+            known.pause = (pause * 2).min(PAUSE.1);
+            pause
+        };
+        known.next = now + pause;
+        if voice == Some(Voice::Reached) && reached >= not_reached {
+            Verdict::Reached
+        } else if not_reached >= reached + AGAINST {
+            Verdict::NotReached
+        } else {
+            Verdict::Open
+        }
+    }
+}
+
+impl Candidate {
+    fn count(&self, voice: Voice) -> usize {
+        self.voices.iter().filter(|(_, said)| *said == voice).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: usize) -> Multiaddr {
+        format!("/ip4/8.8.8.8/tcp/{port}").parse().unwrap()
+    }
+
+    /// Servers that test one address, and how each of them answers.
+    struct Tested {
+        candidates: Candidates,
+        servers: Vec<PeerId>,
+        now: Instant,
+    }
+
+    impl Tested {
+        fn by(servers: usize) -> Self {
+            let now = Instant::now();
+            let mut candidates = Candidates::default();
+            candidates.add(&at(1), now);
+            Self { candidates, servers: (0..servers).map(|_| PeerId::random()).collect(), now }
+        }
+
+        /// The next test, when it is due; tells whom it was asked of.
+        fn next(&mut self, answer: impl Fn(usize) -> Option<Voice>) -> (usize, Verdict) {
+            loop {
+                let due = self.candidates.due(&self.servers, self.now);
+                let Some((address, server)) = due.first() else {
+                    self.now += PAUSE.0;
+                    continue;
+                };
+                let asked = self.servers.iter().position(|known| known == server).unwrap();
+                return (asked, self.candidates.tested(address, *server, answer(asked), self.now));
+            }
+        }
+    }
+
+    #[test]
+    fn what_peers_claim_to_see_us_at_is_bounded() {
+        let (mut candidates, now) = (Candidates::default(), Instant::now());
+        candidates.add(&"/ip4/192.168.1.2/tcp/1".parse().unwrap(), now);
+        let relay = PeerId::random();
+        candidates.add(&format!("/ip4/8.8.8.8/tcp/1/p2p/{relay}/p2p-circuit").parse().unwrap(), now);
+        assert!(candidates.0.is_empty());
+        (0..2 * CANDIDATES_MAX).for_each(|port| candidates.add(&at(port), now));
+        assert_eq!(candidates.0.len(), CANDIDATES_MAX);
+        assert_eq!(candidates.due(&[relay], now).len(), BEGUN_MAX);
+    }
+
+    #[test]
+    fn one_server_that_lies_takes_nothing_away() {
+        let mut tested = Tested::by(4);
+        let lie = |server| Some(if server == 0 { Voice::NotReached } else { Voice::Reached });
+        assert_eq!(tested.next(lie), (0, Verdict::Open));
+        assert_eq!(tested.next(lie), (1, Verdict::Reached), "another is asked");
+        assert!((0..20).all(|_| tested.next(lie).1 != Verdict::NotReached));
+
+        let mut alone = Tested::by(1);
+        assert!((0..20).all(|_| alone.next(lie).1 == Verdict::Open), "however often it says so");
+    }
+
+    #[test]
+    fn an_address_comes_back_when_others_reach_it() {
+        let mut tested = Tested::by(5);
+        let lie = |server| Some(if server < 2 { Voice::NotReached } else { Voice::Reached });
+        tested.next(lie);
+        assert_eq!(tested.next(lie), (1, Verdict::NotReached));
+        assert_eq!(tested.next(lie), (2, Verdict::Open));
+        assert_eq!(tested.next(lie), (3, Verdict::Reached));
+    }
+
+    #[test]
+    fn an_address_that_is_lost_is_taken_back() {
+        let mut tested = Tested::by(3);
+        assert!((0..3).all(|_| tested.next(|_| Some(Voice::Reached)).1 == Verdict::Reached));
+        let begun = tested.now;
+        let verdicts: Vec<_> = (0..3).map(|_| tested.next(|_| Some(Voice::NotReached)).1).collect();
+        assert_eq!(verdicts, [Verdict::Open, Verdict::Open, Verdict::NotReached]);
+        assert!(tested.now - begun >= SETTLED_PAUSE, "it was settled");
+    }
+
+    #[test]
+    fn tests_that_nobody_makes_have_growing_pauses() {
+        let mut tested = Tested::by(1);
+        let begun = tested.now;
+        (0..20).for_each(|_| assert_eq!(tested.next(|_| None).1, Verdict::Open));
+        assert!(tested.now - begun > PAUSE.1 * 10);
+    }
+}
