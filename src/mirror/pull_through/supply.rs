@@ -147,9 +147,7 @@ impl Supply {
             }
             asked.push(candidate.clone());
             match candidate {
-                Candidate::Upstream if is_coming && waits => return Ok(Tried::Coming),
-                // Whoever finds out first that it is back goes there, and tells so.
-                Candidate::Upstream if waits && self.askable().is_some() && self.upstream.settles().await => {
+                Candidate::Upstream if waits && (is_coming || self.others_may_go().await) => {
                     return Ok(Tried::Coming);
                 }
                 Candidate::Upstream => match self.part(at, None).await {
@@ -206,6 +204,11 @@ impl Supply {
             Some(failure) => self.open_public(at, failure).await.map(Tried::Opened),
             None => Ok(Tried::Absent),
         }
+    }
+
+    /// Whether it has just shown that upstream is back: who found out goes there, and tells the others.
+    async fn others_may_go(&self) -> bool {
+        self.askable().is_some() && self.upstream.settles().await
     }
 
     /// Opens the blob at whoever announces it, where the registry gave no answer for another reason than who we are.
