@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 type Decoder = fn(&[u8]);
 
 /// Each fuzz target, and what it gives its input to.
-const DECODERS: [(&str, Decoder); 27] = [
+const DECODERS: [(&str, Decoder); 28] = [
     ("archive", shoal::cli::fuzz),
+    ("autonat", shoal::node::fuzz_autonat),
     ("bitswap", shoal::node::bitswap::message::fuzz),
     ("block", shoal::ipld::block::fuzz),
     ("car", shoal::ipld::car::fuzz),

@@ -60,6 +60,8 @@ use event_loop::EventLoop;
 use http_streams::HttpStreams;
 use mesh::Mesh;
 use nat::Nat;
+#[doc(hidden)]
+pub use nat::fuzz as fuzz_autonat;
 use nat::guests::Guests;
 pub use nat::{NatStats, Reachability};
 use pubsub::Pubsub;

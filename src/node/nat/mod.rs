@@ -27,6 +27,8 @@ use super::streams::Control;
 use candidates::{Verdict, Voice};
 use guests::Guests;
 use paths::{Counts, Paths};
+#[doc(hidden)]
+pub use probe::fuzz;
 use probe::{DIAL_REQUEST, Probed, Prober};
 use reach::Reach;
 pub use reach::Reachability;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{AsyncWriteExt, StreamExt};
+use futures::{AsyncWriteExt, FutureExt, StreamExt};
 use libp2p::core::Endpoint;
 use libp2p::swarm::{Stream, StreamProtocol};
 use libp2p::{Multiaddr, PeerId};
@@ -327,6 +327,18 @@ async fn take_dial_back(mut stream: Stream, nonces: &Nonces) -> io::Result<()> {
         stream.close().await?;
     }
     Ok(())
+}
+
+/// Reads whatever bytes as what a server sends: for fuzzing.
+#[doc(hidden)]
+pub fn fuzz(bytes: &[u8]) {
+    let cursor = || futures::io::Cursor::new(bytes);
+    if let Some(Ok(Envelope { said: Some(Said::Data(sent)) })) =
+        read::<Envelope>(&mut cursor(), MESSAGE_BYTES_MAX).now_or_never()
+    {
+        assert!(sent.data.len() <= MESSAGE_BYTES_MAX);
+    }
+    let _ = read::<DialBack>(&mut cursor(), MESSAGE_BYTES_MAX).now_or_never();
 }
 
 #[cfg(test)]
