@@ -12,6 +12,7 @@ root=$("$SHOAL" status --json --config "$W/a/config.yaml" | jq -r .own.root)
 kubo_start k
 kill "$k_pid"; wait "$k_pid" 2>/dev/null || true
 kubo k config --json Experimental.Libp2pStreamMounting true
+rm "$W/k/log" # Which says that it is ready.
 IPFS_PATH=$W/k/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$W/k/log" 2>&1 & k_pid=$!
 PIDS+=("$k_pid")
 wait_for 30 "Kubo starts again" grep -q '^Daemon is ready' "$W/k/log"

@@ -42,7 +42,8 @@ push "$W/img:2" "$a_registry/library/app:2"
 expect_image "$a_registry/library/app:2" "$two"
 ! published a >/dev/null || fail "published without Kubo"
 kubo_restart() {
-  rm -f "$W/$1/repo/api"
+  # The log says that it is ready.
+  rm -f "$W/$1/repo/api" "$W/$1/log"
   kubo "$1" config Addresses.API "$(cat "$W/$1/api")" >/dev/null
   IPFS_PATH=$W/$1/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$W/$1/log" 2>&1 & PIDS+=("$!")
   wait_for 30 "Kubo starts again" grep -q '^Daemon is ready' "$W/$1/log"
