@@ -20,6 +20,7 @@ use libp2p::{
 use super::admission::{Admission, Named, Places};
 use super::connections::Peers;
 use super::filters::{Filtered, Filters};
+use super::head_start::{Paced, QuicDials};
 use super::nat::autonat;
 use super::nat::guests::Guests;
 use super::peers::peer_of;
@@ -133,15 +134,17 @@ fn public(
     filters: Filters,
     behaviour: impl FnOnce(relay::client::Behaviour) -> Behaviour,
 ) -> Result<Swarm<Behaviour>, NodeError> {
+    let dials = QuicDials::default();
     Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_other_transport(|keypair| {
             let sockets = Filtered::new(tcp::tokio::Transport::new(tcp()), filters.clone());
+            let sockets = Paced::tcp(sockets, dials.clone());
             let secured = sockets.upgrade(Version::V1Lazy).authenticate(Security::new(keypair)?);
             Ok(secured.multiplex(multiplexer()))
         })
         .map_err(|error| transport(&error))?
-        .with_other_transport(|keypair| Filtered::new(quic::transport(keypair), filters))
+        .with_other_transport(|keypair| Paced::quic(Filtered::new(quic::transport(keypair), filters), dials))
         .map_err(|error| transport(&error))?
         .with_dns()
         .map_err(|error| transport(&error))?

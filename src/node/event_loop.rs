@@ -428,7 +428,7 @@ impl EventLoop {
         if !first {
             return;
         }
-        tracing::debug!(peer.id = %peer, "connected");
+        tracing::debug!(peer.id = %peer, address = %endpoint.get_remote_address(), "connected");
         self.peers.entry(peer).or_default();
         self.tell_bitswap(peer, true);
     }

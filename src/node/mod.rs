@@ -13,6 +13,7 @@ mod connections;
 mod delimited;
 mod event_loop;
 mod filters;
+mod head_start;
 mod http_streams;
 #[cfg(test)]
 mod http_tests;

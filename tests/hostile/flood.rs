@@ -29,7 +29,7 @@ use crate::peer::{Peer, peer_of};
 
 /// What a daemon may take in memory while it is flooded, in a debug build.
 const MEMORY_BYTES_MAX: u64 = 256 << 20;
-const CONNECTIONS: usize = 2000;
+const CONNECTIONS: usize = 5000;
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 /// Dials of the flood at once, and connections that it holds on to.
 const AT_ONCE: usize = 64;
