@@ -179,7 +179,7 @@ mod tests {
         let another = begin("/ip4/8.8.8.8/udp/2/quic-v1").unwrap();
         drop(another);
         let ends = async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
             drop(dial);
         };
         let ((), took) = tokio::join!(ends, waited(&dials, "/ip4/8.8.8.8/tcp/1"));
