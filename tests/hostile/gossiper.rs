@@ -61,7 +61,9 @@ pub fn topic(name: &IpnsName) -> String {
 pub struct Gossiper {
     pub control: Control,
     /// Fetches that are asked of it.
-    pub asked: mpsc::Receiver<Incoming>,
+    asked: mpsc::Receiver<Incoming>,
+    /// The one that was asked of it when it came, unless it is answered.
+    pending: Option<Incoming>,
     /// What others say on the topic.
     pub heard: mpsc::Receiver<Vec<u8>>,
     /// Who has come to the topic.
@@ -100,23 +102,24 @@ impl Gossiper {
         let (eyes, joined) = mpsc::channel(EVENTS_QUEUED_MAX);
         let tasks = Tasks::new();
         tasks.spawn_short("gossiper", |_| run(swarm, topic, inbox, ears, eyes));
-        Self { control, asked, heard, joined, commands, _tasks: tasks }
+        Self { control, asked, pending: None, heard, joined, commands, _tasks: tasks }
     }
 
-    /// Dials a daemon; returns when each of the two has seen the other on the topic: from then on what either hears is
-    /// passed on.
+    /// Dials a daemon that follows the name; returns when each of the two has seen the other on the topic: from then on
+    /// what either hears is passed on.
     pub async fn meets(&mut self, daemon: &Daemon) {
-        let seen = || daemon.status().node.pubsub_peers;
-        let before = seen();
         self.commands.send(Command::Dial(daemon.address.parse().unwrap())).await.ok().unwrap();
         let joined = tokio::time::timeout(PATIENCE, self.joined.recv()).await;
         assert_eq!(joined.expect("the daemon comes to the topic"), Some(peer_of(daemon)));
-        let is_seen = async {
-            while seen() <= before {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        assert!(tokio::time::timeout(PATIENCE, is_seen).await.is_ok(), "never seen: {}", daemon.log());
+        // Whom it sees on the topic it asks for the newest record.
+        self.pending = Some(self.is_asked().await);
+    }
+
+    async fn is_asked(&mut self) -> Incoming {
+        if let Some(pending) = self.pending.take() {
+            return pending;
+        }
+        tokio::time::timeout(PATIENCE, self.asked.recv()).await.expect("it is asked").unwrap()
     }
 
     pub async fn say(&self, value: Vec<u8>) {
@@ -130,8 +133,7 @@ impl Gossiper {
 
     /// Answers the next fetch with `answer`; returns the key that was asked for.
     pub async fn answers(&mut self, answer: &FetchAnswer) -> Vec<u8> {
-        let asked = tokio::time::timeout(PATIENCE, self.asked.recv()).await;
-        let mut stream = asked.expect("it is asked").unwrap().stream;
+        let mut stream = self.is_asked().await.stream;
         let request: FetchRequest = read(&mut stream).await.unwrap();
         stream.write_all(&answer.encode_length_delimited_to_vec()).await.unwrap();
         stream.close().await.unwrap();
