@@ -136,20 +136,8 @@ async fn liar(other: &Daemon, blob: &[u8]) -> (Tasks, TempDir, Arc<Mutex<Vec<Str
     let tasks = Tasks::new();
     let config = NodeConfig {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
-        announce: Vec::new(),
-        filters: Vec::new(),
         bootstrap: vec![other.address.parse().unwrap()],
-        peers: Vec::new(),
-        followed: Vec::new(),
-        pubsub: false,
-        agent: "liar".to_owned(),
-        connections_max: 16,
-        swarm_key: None,
-        mdns: false,
-        nat: false,
-        upnp: false,
-        relay: false,
-        relays: Vec::new(),
+        ..NodeConfig::alone("liar")
     };
     let (client, streams) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
     let (seen, size) = (Arc::<Mutex<Vec<String>>>::default(), blob.len());

@@ -105,23 +105,7 @@ async fn kubos_gateway_over_libp2p_is_asked_as_our_own_is() {
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
     let tasks = Tasks::new();
-    let config = NodeConfig {
-        listen: Vec::new(),
-        announce: Vec::new(),
-        filters: Vec::new(),
-        bootstrap: vec![address.parse().unwrap()],
-        peers: Vec::new(),
-        followed: Vec::new(),
-        pubsub: true,
-        agent: "shoal/test".to_owned(),
-        connections_max: 1,
-        swarm_key: None,
-        mdns: false,
-        nat: false,
-        upnp: false,
-        relay: false,
-        relays: Vec::new(),
-    };
+    let config = NodeConfig { bootstrap: vec![address.parse().unwrap()], ..NodeConfig::alone("shoal/test") };
     let (client, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
     let peer = Peer::new(address.rsplit_once('/').unwrap().1);
     let get = async |path: String| {

@@ -128,23 +128,8 @@ impl Stranger {
         let folder = TempDir::new().unwrap();
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         let tasks = Tasks::new();
-        let config = NodeConfig {
-            listen: Vec::new(),
-            announce: Vec::new(),
-            filters: Vec::new(),
-            bootstrap: vec![daemon.address.parse().unwrap()],
-            peers: Vec::new(),
-            followed: Vec::new(),
-            pubsub: true,
-            agent: "stranger".to_owned(),
-            connections_max: 1,
-            swarm_key: None,
-            mdns: false,
-            nat: false,
-            upnp: false,
-            relay: false,
-            relays: Vec::new(),
-        };
+        let config =
+            NodeConfig { bootstrap: vec![daemon.address.parse().unwrap()], ..NodeConfig::alone("stranger") };
         let (client, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let address: Multiaddr = daemon.address.parse().unwrap();
         let Some(Protocol::P2p(peer)) = address.iter().last() else { panic!("{address} has no peer id") };
@@ -226,23 +211,7 @@ impl Played {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let listen: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
         let address = format!("{listen}/p2p/{}", key.public().to_peer_id());
-        let config = NodeConfig {
-            listen: vec![listen],
-            announce: Vec::new(),
-            filters: Vec::new(),
-            bootstrap: Vec::new(),
-            peers: Vec::new(),
-            followed: Vec::new(),
-            agent: agent.to_owned(),
-            connections_max: 16,
-            swarm_key: None,
-            mdns: false,
-            nat: false,
-            upnp: false,
-            relay: false,
-            relays: Vec::new(),
-            pubsub: false,
-        };
+        let config = NodeConfig { listen: vec![listen], ..NodeConfig::alone(agent) };
         let (client, streams) = node::start(&tasks, &store, key, config).await.unwrap();
         Self { client, address, streams, tasks, folder }
     }

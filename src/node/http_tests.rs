@@ -41,23 +41,7 @@ impl Node {
         let folder = TempDir::new().unwrap();
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         let tasks = Tasks::new();
-        let config = NodeConfig {
-            listen: vec![address],
-            announce: Vec::new(),
-            filters: Vec::new(),
-            bootstrap: Vec::new(),
-            peers,
-            followed: Vec::new(),
-            pubsub: true,
-            agent: "shoal/test".to_owned(),
-            connections_max: 100,
-            swarm_key: None,
-            mdns: false,
-            nat: false,
-            upnp: false,
-            relay: false,
-            relays: Vec::new(),
-        };
+        let config = NodeConfig { listen: vec![address], peers, ..NodeConfig::alone("shoal/test") };
         let (client, streams) = start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         Self { client, streams, tasks, _folder: folder }
     }

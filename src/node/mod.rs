@@ -119,6 +119,29 @@ pub struct NodeConfig {
     pub relays: Vec<Multiaddr>,
 }
 
+impl NodeConfig {
+    /// Of a node that listens nowhere, knows nobody and looks for nobody: what it is to do beyond that is added.
+    pub fn alone(agent: &str) -> Self {
+        Self {
+            listen: Vec::new(),
+            announce: Vec::new(),
+            filters: Vec::new(),
+            bootstrap: Vec::new(),
+            peers: Vec::new(),
+            followed: Vec::new(),
+            pubsub: false,
+            agent: agent.to_owned(),
+            connections_max: 100,
+            swarm_key: None,
+            mdns: false,
+            nat: false,
+            upnp: false,
+            relay: false,
+            relays: Vec::new(),
+        }
+    }
+}
+
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {

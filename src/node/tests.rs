@@ -54,20 +54,10 @@ impl Node {
     fn config(address: Multiaddr, bootstrap: &[&Node], followed: &[IpnsName]) -> NodeConfig {
         NodeConfig {
             listen: vec![address],
-            announce: Vec::new(),
-            filters: Vec::new(),
             bootstrap: bootstrap.iter().map(|node| node.address()).collect(),
-            peers: Vec::new(),
             followed: followed.to_vec(),
             pubsub: true,
-            agent: "shoal/test".to_owned(),
-            connections_max: 100,
-            swarm_key: None,
-            mdns: false,
-            nat: false,
-            upnp: false,
-            relay: false,
-            relays: Vec::new(),
+            ..NodeConfig::alone("shoal/test")
         }
     }
 

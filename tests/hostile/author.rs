@@ -38,20 +38,8 @@ impl Author {
         let (tasks, key) = (Tasks::new(), Keypair::generate_ed25519());
         let config = NodeConfig {
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
-            announce: Vec::new(),
-            filters: Vec::new(),
-            bootstrap: Vec::new(),
-            peers: Vec::new(),
-            followed: Vec::new(),
             pubsub: true,
-            agent: "author".to_owned(),
-            connections_max: 100,
-            swarm_key: None,
-            mdns: false,
-            nat: false,
-            upnp: false,
-            relay: false,
-            relays: Vec::new(),
+            ..NodeConfig::alone("author")
         };
         let (node, _) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
         let tree = Tree::new(Blocks::new(store.blocks().clone(), Arc::new(node.clone())));

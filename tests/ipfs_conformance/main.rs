@@ -98,20 +98,8 @@ async fn the_embedded_node_conforms() {
     let stores = [store(&folders[0]), store(&folders[1])];
     let config = |listen: &[&str], bootstrap: Vec<libp2p::Multiaddr>| NodeConfig {
         listen: listen.iter().map(|address| address.parse().unwrap()).collect(),
-        announce: Vec::new(),
-        filters: Vec::new(),
         bootstrap,
-        peers: Vec::new(),
-        followed: Vec::new(),
-        pubsub: false,
-        agent: "shoal/test".to_owned(),
-        connections_max: 8,
-        swarm_key: None,
-        mdns: false,
-        nat: false,
-        upnp: false,
-        relay: false,
-        relays: Vec::new(),
+        ..NodeConfig::alone("shoal/test")
     };
     let far = leaf("far away");
     stores[0].blocks().put(far.cid().hash(), &[far.bytes().clone()]).unwrap();
