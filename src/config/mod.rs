@@ -317,6 +317,10 @@ pub fn fuzz(bytes: &[u8]) {
 }
 
 #[cfg(test)]
+mod auth_tests;
+#[cfg(test)]
+mod http_tests;
+#[cfg(test)]
 mod mirror_tests;
 #[cfg(test)]
 mod names_tests;
