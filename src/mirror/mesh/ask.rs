@@ -21,6 +21,9 @@ use crate::oci::{Algorithm, Digest, Reference, RepoName};
 pub const HOP: HeaderName = HeaderName::from_static("shoal-hop");
 /// The peers that the bytes of a fill come by, nearest first.
 pub const PATH: HeaderName = HeaderName::from_static("shoal-path");
+/// How many bytes of a blob that is on its way were there when they began to be given: those behind them come as fast as
+/// they are got. Left out where that is not known, and of a blob that is whole.
+pub const HELD: HeaderName = HeaderName::from_static("shoal-held");
 /// Peers to ask instead.
 pub const REFER: HeaderName = HeaderName::from_static("shoal-refer");
 /// The path that a daemon of the mesh answers at once.
@@ -101,6 +104,8 @@ pub(in crate::mirror) enum Answer {
         bytes: BoxStream<'static, Result<Bytes, MirrorError>>,
         /// The peers that they come by, the nearest first.
         path: Vec<Peer>,
+        /// Up to where it had the blob when it answered, if it says so.
+        held_bytes: Option<u64>,
     },
     /// Others have it, to be asked in this order. Nobody: the peer is still looking for it.
     Refer(Vec<Peer>),
@@ -165,8 +170,9 @@ impl Mesh {
         };
         let mut path = vec![peer.clone()];
         path.extend(peers(headers, &PATH));
+        let held_bytes = text(headers, &HELD).and_then(|held| held.parse().ok());
         let bytes = self.body(peer, response.into_body());
-        Answer::Bytes { size_bytes, at, bytes, path }
+        Answer::Bytes { size_bytes, at, bytes, path, held_bytes }
     }
 
     /// Asks a peer for a manifest.
