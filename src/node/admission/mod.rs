@@ -7,6 +7,7 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
@@ -24,8 +25,10 @@ use crate::node::subnets::{Counts, Subnet, share};
 
 /// Connections in their handshake, in each direction.
 pub(in crate::node) const PENDING_MAX: u32 = 256;
-/// Connections that have given up their place and are not closed yet.
+/// Connections that have given up their place and are not closed yet …
 const CLOSING_MAX: usize = 64;
+/// … of which one that hangs counts no longer than this. The transports drop it before.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many connections there may be beside those with peers that the config names.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,8 @@ pub(in crate::node) struct Admission {
     dialling: HashSet<ConnectionId>,
     incoming: Table,
     outgoing: Table,
-    closing: HashSet<ConnectionId>,
+    /// Since when each is to close.
+    closing: HashMap<ConnectionId, Instant>,
     to_close: VecDeque<(PeerId, ConnectionId)>,
 }
 
@@ -148,7 +152,7 @@ impl Admission {
             dialling: HashSet::new(),
             incoming: Table::default(),
             outgoing: Table::default(),
-            closing: HashSet::new(),
+            closing: HashMap::new(),
             to_close: VecDeque::new(),
         }
     }
@@ -187,14 +191,16 @@ impl Admission {
             Direction::Outgoing => (&mut self.outgoing, self.places.outgoing_max),
         };
         let Some(full) = table.full(&newcomer, max) else { return Ok(()) };
+        let now = Instant::now();
+        self.closing.retain(|_, since| now.saturating_duration_since(*since) < CLOSING_TIMEOUT);
         let leaving = (self.closing.len() < CLOSING_MAX)
-            .then(|| table.least_valued(&self.peers, newcomer.subnet, full, Instant::now()))
+            .then(|| table.least_valued(&self.peers, newcomer.subnet, full, now))
             .flatten();
         let left = leaving.and_then(|id| Some((id, table.remove(id)?.peer?)));
         match left {
             Some((id, peer)) => {
                 tracing::debug!(peer.id = %peer, "an idle connection makes room for another");
-                self.closing.insert(id);
+                self.closing.insert(id, now);
                 self.to_close.push_back((peer, id));
                 Ok(())
             }
