@@ -183,23 +183,43 @@ impl Admission {
         !self.named.peers.iter().all(connected)
     }
 
+    /// The connections of one direction, and how many there may be.
+    fn table(&self, direction: Direction) -> (&Table, u32) {
+        match direction {
+            Direction::Incoming => (&self.incoming, self.places.incoming_max),
+            Direction::Outgoing => (&self.outgoing, self.places.outgoing_max),
+        }
+    }
+
+    /// The connection that gives up its place for a newcomer. Not too many do at once.
+    fn leaving(
+        &self,
+        direction: Direction,
+        newcomer: Subnet,
+        full: Full,
+        now: Instant,
+    ) -> Option<ConnectionId> {
+        let closing = self.closing.values().filter(|since| !hangs(**since, now)).count();
+        let (table, _) = self.table(direction);
+        (closing < CLOSING_MAX).then(|| table.least_valued(&self.peers, newcomer, full, now)).flatten()
+    }
+
     /// Has a place given up, if need be.
     fn make_room(&mut self, newcomer: Standing, direction: Direction) -> Result<(), ConnectionDenied> {
         let is_named = newcomer.peer.is_some_and(|peer| self.is_named(&peer, direction));
-        let (table, max) = match direction {
-            Direction::Incoming => (&mut self.incoming, self.places.incoming_max),
-            Direction::Outgoing => (&mut self.outgoing, self.places.outgoing_max),
-        };
+        let (table, max) = self.table(direction);
         let Some(full) = table.full(&newcomer, max) else { return Ok(()) };
         let now = Instant::now();
-        self.closing.retain(|_, since| now.saturating_duration_since(*since) < CLOSING_TIMEOUT);
-        let leaving = (self.closing.len() < CLOSING_MAX)
-            .then(|| table.least_valued(&self.peers, newcomer.subnet, full, now))
-            .flatten();
+        let leaving = self.leaving(direction, newcomer.subnet, full, now);
+        let table = match direction {
+            Direction::Incoming => &mut self.incoming,
+            Direction::Outgoing => &mut self.outgoing,
+        };
         let left = leaving.and_then(|id| Some((id, table.remove(id)?.peer?)));
         match left {
             Some((id, peer)) => {
                 tracing::debug!(peer.id = %peer, "an idle connection makes room for another");
+                self.closing.retain(|_, since| !hangs(*since, now));
                 self.closing.insert(id, now);
                 self.to_close.push_back((peer, id));
                 Ok(())
@@ -208,6 +228,11 @@ impl Admission {
             None => Err(refused(full, newcomer.subnet)),
         }
     }
+}
+
+/// Whether a connection that is to close since then should have by now.
+fn hangs(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= CLOSING_TIMEOUT
 }
 
 fn refused(full: Full, subnet: Subnet) -> ConnectionDenied {
@@ -234,7 +259,7 @@ impl NetworkBehaviour for Admission {
             return Err(refused(full, newcomer.subnet));
         }
         if let Some(full) = self.incoming.full(&newcomer, self.places.incoming_max)
-            && self.incoming.least_valued(&self.peers, newcomer.subnet, full, Instant::now()).is_none()
+            && self.leaving(Direction::Incoming, newcomer.subnet, full, Instant::now()).is_none()
             && !self.awaits_named()
         {
             return Err(refused(full, newcomer.subnet));

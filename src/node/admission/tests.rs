@@ -150,6 +150,10 @@ async fn connections_that_hang_while_they_close_stop_nobody_for_long() {
     tokio::time::advance(GRACE).await;
     assert_eq!(node.flooded("10.0.0", 300), CLOSING_MAX, "none of those before has closed");
     assert_eq!(node.admission.closing.len(), CLOSING_MAX);
+    let (local, from) = ("/ip4/0.0.0.0/tcp/4001".parse().unwrap(), "/ip4/10.0.0.9/tcp/1".parse().unwrap());
+    let id = node.next();
+    let begun = node.admission.handle_pending_inbound_connection(id, &local, &from);
+    assert!(begun.is_err(), "who will find no place is spared the handshake");
     node.closed();
     assert!(node.admission.closing.is_empty());
 }
