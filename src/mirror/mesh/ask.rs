@@ -170,7 +170,7 @@ impl Mesh {
         };
         let mut path = vec![peer.clone()];
         path.extend(peers(headers, &PATH));
-        let held_bytes = text(headers, &HELD).and_then(|held| held.parse().ok());
+        let held_bytes = held_bytes(headers);
         let bytes = self.body(peer, response.into_body());
         Answer::Bytes { size_bytes, at, bytes, path, held_bytes }
     }
@@ -349,6 +349,11 @@ fn extent(headers: &HeaderMap) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.parse().ok()?, size_bytes.parse().ok()?))
 }
 
+/// Up to where a peer says that it had the blob.
+fn held_bytes(headers: &HeaderMap) -> Option<u64> {
+    text(headers, &HELD)?.parse().ok()
+}
+
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
@@ -361,10 +366,10 @@ fn peers(headers: &HeaderMap, name: &HeaderName) -> Vec<Peer> {
 /// Reads whatever bytes as the headers of an answer: for fuzzing.
 pub(super) fn fuzz(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
-    let names = [CONTENT_LENGTH, CONTENT_RANGE, REFER, PATH];
+    let names = [CONTENT_LENGTH, CONTENT_RANGE, REFER, PATH, HELD];
     for name in names {
         let headers = HeaderMap::from_iter([(name.clone(), value.clone())]);
-        let (_, named) = (extent(&headers), peers(&headers, &name));
+        let (_, _, named) = (extent(&headers), held_bytes(&headers), peers(&headers, &name));
         assert!(named.len() <= PEERS_MAX);
     }
 }
@@ -387,5 +392,21 @@ mod tests {
             assert_eq!(extent_of(CONTENT_RANGE, malformed), None, "{malformed}");
         }
         assert_eq!(extent(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn what_a_peer_held_is_a_number_or_not_known() {
+        for (said, expected) in [
+            ("0", Some(0)),
+            ("1048576", Some(1 << 20)),
+            ("-1", None),
+            ("1 MiB", None),
+            ("18446744073709551616", None),
+            ("", None),
+        ] {
+            let headers = HeaderMap::from_iter([(HELD, HeaderValue::from_static(said))]);
+            assert_eq!(held_bytes(&headers), expected, "{said:?}");
+        }
+        assert_eq!(held_bytes(&HeaderMap::new()), None);
     }
 }
