@@ -115,7 +115,7 @@ mod tests {
     async fn connection() -> (EndsInTime<yamux::Muxer<Compat<DuplexStream>>>, DuplexStream) {
         let (socket, peer) = duplex(1024);
         let upgrade = Multiplexer::new();
-        let protocol = upgrade.protocol_info().into_iter().next().unwrap();
+        let protocol = upgrade.protocol_info().next().unwrap();
         (upgrade.upgrade_outbound(socket.compat(), protocol).await.unwrap(), peer)
     }
 

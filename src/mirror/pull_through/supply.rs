@@ -201,6 +201,16 @@ impl Supply {
                 },
             }
         }
+        self.ask_no_more(at, failure, others_ask).await
+    }
+
+    /// What is left when all were asked, of whom nobody gives the blob. `others_ask`: one of them is looking for it.
+    async fn ask_no_more(
+        &mut self,
+        at: u64,
+        failure: Option<MirrorError>,
+        others_ask: bool,
+    ) -> Result<Tried, MirrorError> {
         match failure {
             Some(source) if others_ask => {
                 Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
