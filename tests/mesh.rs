@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
 use common::upstream::{Fault, Rule, Upstream};
 use common::{Daemon, Image, PATIENCE, daemon};
-use futures::{TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use hyper::{Request, StatusCode};
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
@@ -233,7 +233,7 @@ impl Liar {
         let seen = Arc::<Mutex<Vec<String>>>::default();
         let sizes =
             holds.iter().map(|held| (Digest::sha256(held).to_string(), held.len() + longer)).collect();
-        let (holdings, log) = (holdings(holds), seen.clone());
+        let (holdings, log) = (holdings(holds, WHOLE), seen.clone());
         let answers =
             Router::new().fallback(async move |asked: Uri| lie(asked, &sizes, &holdings, &log).await);
         peer::serve(&tasks, streams, answers.clone(), answers);
@@ -245,8 +245,12 @@ impl Liar {
     }
 }
 
-/// What a daemon says that holds all of these whole.
-fn holdings(holds: &[&[u8]]) -> Bytes {
+/// How much a daemon says that it holds of something, as it is sent.
+const WHOLE: u64 = 0b10;
+const FETCHING: u64 = 0b11;
+
+/// What a daemon says that holds so much of each of these.
+fn holdings(holds: &[&[u8]], held: u64) -> Bytes {
     let mut message = BytesMut::new();
     message.put_slice(&[1, 0]);
     message.put_u64(7);
@@ -254,9 +258,9 @@ fn holdings(holds: &[&[u8]]) -> Bytes {
     message.put_u32(u32::try_from(holds.len()).unwrap());
     let mut entries: Vec<u64> = holds
         .iter()
-        .map(|held| {
-            let hash: [u8; 8] = Digest::sha256(held).as_bytes()[..8].try_into().unwrap();
-            (u64::from_be_bytes(hash) & !0b11) | 0b10
+        .map(|blob| {
+            let hash: [u8; 8] = Digest::sha256(blob).as_bytes()[..8].try_into().unwrap();
+            (u64::from_be_bytes(hash) & !0b11) | held
         })
         .collect();
     entries.sort_unstable();
@@ -332,7 +336,7 @@ impl Echo {
     async fn of(blob: &[u8]) -> Self {
         let Played { client, address, streams, tasks, folder } = Played::start("echo").await;
         let follows = Arc::<AtomicBool>::default();
-        let (holdings, is_following, size) = (holdings(&[blob]), follows.clone(), blob.len());
+        let (holdings, is_following, size) = (holdings(&[blob], WHOLE), follows.clone(), blob.len());
         let answers = Router::new().fallback(async move |asked: Uri, headers: HeaderMap| {
             if asked.path() == "/mesh/holdings" {
                 return told(&asked, &holdings).await;
@@ -361,6 +365,8 @@ impl Echo {
         let request = Request::get(path).header("shoal-hop", "held").body(Bytes::new()).unwrap();
         let answer = self.client.request(&peer, request).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{}", daemon.log());
+        let held_bytes: u64 = answer.headers()["shoal-held"].to_str().unwrap().parse().unwrap();
+        assert!(held_bytes <= 1 << 20, "{held_bytes}");
         let mut body = answer.into_body();
         body.try_next().await.unwrap().expect("some of it is there");
         self.follows.store(true, Ordering::SeqCst);
@@ -393,4 +399,59 @@ async fn no_two_fills_wait_for_each_other() {
     let (pulled, ()) = tokio::join!(pull, break_off);
     assert!(pulled == *layer);
     assert!(!daemon.log().contains("another takes over"), "{}", daemon.log());
+}
+
+/// A peer that is trusted and fetches a blob: it gives ten MiB of it at once and goes on slowly.
+struct Halfway {
+    address: String,
+    _tasks: Tasks,
+    _folder: TempDir,
+}
+
+impl Halfway {
+    /// It says that it had so much of `blob`.
+    async fn with(blob: &[u8], held_bytes: u64) -> Self {
+        let Played { address, streams, tasks, folder, .. } = Played::start("halfway").await;
+        let (holdings, blob) = (holdings(&[blob], FETCHING), Bytes::copy_from_slice(blob));
+        let answers = Router::new().fallback(async move |asked: Uri| {
+            match asked.path() {
+                "/mesh/holdings" => return told(&asked, &holdings).await,
+                "/mesh/alive" => return StatusCode::OK.into_response(),
+                _ => (),
+            }
+            let (first, rest) = blob.split_at(10 << 20);
+            let first = stream::iter([Bytes::copy_from_slice(first)]);
+            let rest: Vec<Bytes> = rest.chunks(64 << 10).map(Bytes::copy_from_slice).collect();
+            let slowly = stream::iter(rest).then(async |chunk| {
+                tokio::time::sleep(Duration::from_millis(125)).await;
+                chunk
+            });
+            let range = format!("bytes 0-{}/{}", blob.len() - 1, blob.len());
+            let headers = [("content-range", range), ("shoal-held", held_bytes.to_string())];
+            let body = Body::from_stream(first.chain(slowly).map(Ok::<_, std::io::Error>));
+            (StatusCode::PARTIAL_CONTENT, headers, body).into_response()
+        });
+        peer::serve(&tasks, streams, answers.clone(), answers);
+        Self { address, _tasks: tasks, _folder: folder }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_is_held_to_what_it_got_itself_and_not_to_what_it_had() {
+    let image = Image::new(730, &[13 << 20]);
+    let layer = &image.blobs[1];
+    let is_left = async |held_bytes: u64| {
+        let upstream = Upstream::with("library/app", "1", &image).await;
+        let halfway = Halfway::with(layer, held_bytes).await;
+        let config = format!("{{registries: {{registry.example: {{upstream: \"{}\"}}}}}}", upstream.url());
+        let daemon = daemon().mirror(&config).peers([halfway.address.as_str()]).start();
+        daemon.logs("peer said what it holds").await;
+        let path = format!("registry.example/library/app/blobs/{}", Digest::sha256(layer));
+        let pulled = daemon.get(&path).await.bytes().await.unwrap();
+        assert!(pulled == *layer, "{}", daemon.log());
+        let is_left = daemon.log().contains("peer is too slow");
+        assert_eq!(upstream.count("GET", "/blobs/"), usize::from(is_left), "{}", daemon.log());
+        is_left
+    };
+    assert_eq!(tokio::join!(is_left(10 << 20), is_left(0)), (false, true));
 }

@@ -62,7 +62,7 @@ pub use gc::Collected;
 use gc::Collector;
 pub use here::HeldBlob;
 use leases::Leases;
-pub use mesh::{ALIVE_PATH, HOLDINGS_PATH, HOP, Hop, PATH, REFER, fuzz};
+pub use mesh::{ALIVE_PATH, HELD, HOLDINGS_PATH, HOP, Hop, PATH, REFER, fuzz};
 use publish::Publisher;
 pub use publish::{OwnStatus, PublishError, PublishState};
 use pull_through::PullThrough;

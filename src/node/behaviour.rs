@@ -14,14 +14,16 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, dcutr, identify, mdns, memory_connection_limits,
-    noise, ping, relay, tcp, upnp, yamux,
+    noise, ping, relay, tcp,
 };
 
 use super::admission::{Admission, Named, Places};
 use super::connections::Peers;
 use super::filters::{Filtered, Filters};
 use super::head_start::{Paced, QuicDials};
+use super::multiplexer::Multiplexer;
 use super::nat::autonat;
+use super::nat::gateway::Gateway;
 use super::nat::guests::Guests;
 use super::peers::peer_of;
 use super::routing::Dht;
@@ -29,9 +31,6 @@ use super::security::Security;
 use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, quic, streams};
 use crate::ipld::ipns::IpnsName;
 
-/// Streams of one TCP connection. With this count no yamux window passes the 1 MiB that a frame may have, so that peers
-/// which fill a window in one frame are understood; and opening many streams does not end the connection.
-const YAMUX_STREAMS_MAX: usize = 4093;
 /// Records of others, each at most 10 KiB, and room for our own.
 pub(super) const RECORDS_MAX: usize = 4096;
 /// Keys that we provide; those of others have room of their own.
@@ -67,7 +66,7 @@ pub(super) struct Behaviour {
     pub(super) relay_client: relay::client::Behaviour,
     pub(super) relay: Toggle<relay::Behaviour>,
     pub(super) dcutr: Toggle<dcutr::Behaviour>,
-    pub(super) upnp: Toggle<upnp::tokio::Behaviour>,
+    pub(super) upnp: Toggle<Gateway>,
 }
 
 impl Behaviour {
@@ -120,7 +119,7 @@ pub(super) fn build(
         relay_client,
         relay: config.relay.then(|| relay::Behaviour::new(peer_id, nat::relay_config(guests))).into(),
         dcutr: nat.then(|| dcutr::Behaviour::new(peer_id)).into(),
-        upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
+        upnp: config.upnp.then(Gateway::default).into(),
     };
     let filters = Filters::new(&config.filters);
     match &config.swarm_key {
@@ -141,14 +140,14 @@ fn public(
             let sockets = Filtered::new(tcp::tokio::Transport::new(tcp()), filters.clone());
             let sockets = Paced::tcp(sockets, dials.clone());
             let secured = sockets.upgrade(Version::V1Lazy).authenticate(Security::new(keypair)?);
-            Ok(secured.multiplex(multiplexer()))
+            Ok(secured.multiplex(Multiplexer::new()))
         })
         .map_err(|error| transport(&error))?
         .with_other_transport(|keypair| Paced::quic(Filtered::new(quic::transport(keypair), filters), dials))
         .map_err(|error| transport(&error))?
         .with_dns()
         .map_err(|error| transport(&error))?
-        .with_relay_client(noise::Config::new, multiplexer)
+        .with_relay_client(noise::Config::new, Multiplexer::new)
         .map_err(|error| transport(&error))?
         .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| transport(&error))?
@@ -175,12 +174,12 @@ fn private(
                 // What it writes comes in pieces of a kilobyte, each of which would be a call to the system.
                 shared.handshake(BufWriter::with_capacity(PRIVATE_BUFFER_BYTES, socket))
             });
-            Ok(private.upgrade(Version::V1Lazy).authenticate(noise).multiplex(multiplexer()))
+            Ok(private.upgrade(Version::V1Lazy).authenticate(noise).multiplex(Multiplexer::new()))
         })
         .map_err(|error| transport(&error))?
         .with_dns()
         .map_err(|error| transport(&error))?
-        .with_relay_client(noise::Config::new, multiplexer)
+        .with_relay_client(noise::Config::new, Multiplexer::new)
         .map_err(|error| transport(&error))?
         .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| transport(&error))?
@@ -190,12 +189,6 @@ fn private(
 
 fn tcp() -> tcp::Config {
     tcp::Config::default().nodelay(true)
-}
-
-fn multiplexer() -> yamux::Config {
-    let mut config = yamux::Config::default();
-    config.set_max_num_streams(YAMUX_STREAMS_MAX);
-    config
 }
 
 fn transport(error: &dyn std::fmt::Display) -> NodeError {

@@ -88,6 +88,11 @@ impl Usage {
         }
     }
 
+    /// Takes over the reasons of another connection to the same peer.
+    fn share(&self, other: &Self) {
+        self.0.reasons.fetch_or(other.0.reasons.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// Whether the connection stays although no stream is open on it, or none that counts.
     pub(super) fn is_kept(&self) -> bool {
         self.0.reasons.load(Ordering::Relaxed) & KEEPING > 0
@@ -194,8 +199,15 @@ impl Peers {
         Some(first.usage.clone())
     }
 
+    /// A further connection is of use for what those before are: whoever said so may not say it again.
     pub(super) fn insert(&self, peer: PeerId, connection: Connection) {
-        self.lock().entry(peer).or_default().push(connection);
+        let mut peers = self.lock();
+        let connections = peers.entry(peer).or_default();
+        if let Some(first) = connections.first() {
+            connection.usage.share(&first.usage);
+        }
+        connections.push(connection);
+        drop(peers);
         self.changed.notify_waiters();
     }
 
@@ -275,6 +287,21 @@ mod tests {
         assert!(!usage.is_kept());
         peers.keep(&peer, Reason::Near, true);
         assert!(!usage.is_kept() && usage.is_of_use(Instant::now()), "it has its place, while it stays");
+    }
+
+    #[test]
+    fn a_further_connection_is_of_use_for_what_the_first_is() {
+        let (peers, peer) = (Peers::default(), PeerId::random());
+        let [(first, _), (further, _), (other, _)] = [1, 2, 3].map(|n| connection(n, false));
+        let usages = [&further, &other].map(|connection| connection.usage.clone());
+        peers.insert(peer, first);
+        peers.keep(&peer, Reason::Exchange, true);
+        peers.insert(peer, further);
+        peers.insert(PeerId::random(), other);
+        peers.remove(&peer, ConnectionId::new_unchecked(1));
+        assert_eq!(usages.each_ref().map(Usage::is_kept), [true, false]);
+        peers.keep(&peer, Reason::Exchange, false);
+        assert!(!usages[0].is_kept());
     }
 
     #[test]

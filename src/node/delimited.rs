@@ -36,3 +36,51 @@ pub(super) async fn read<M: Message + Default>(
     stream.read_exact(&mut message).await?;
     M::decode(Bytes::from(message)).map_err(|error| invalid(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+    use futures::io::Cursor;
+
+    use super::*;
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Said {
+        #[prost(bytes = "vec", tag = "1")]
+        what: Vec<u8>,
+    }
+
+    const BYTES_MAX: usize = 300;
+
+    fn read_of(bytes: &[u8]) -> Result<Said, io::ErrorKind> {
+        block_on(read(&mut Cursor::new(bytes), BYTES_MAX)).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn messages_are_read_one_after_the_other() {
+        let said = [0, 1, 120, BYTES_MAX - 3].map(|bytes| Said { what: vec![7; bytes] });
+        let stream = said.iter().flat_map(Message::encode_length_delimited_to_vec).collect::<Vec<u8>>();
+        let mut stream = Cursor::new(stream);
+        for said in said {
+            assert_eq!(block_on(read::<Said>(&mut stream, BYTES_MAX)).unwrap(), said);
+        }
+        let end = block_on(read::<Said>(&mut stream, BYTES_MAX)).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_no_message_or_too_long_is_an_error() {
+        let too_long = Said { what: vec![7; BYTES_MAX] }.encode_length_delimited_to_vec();
+        for (bytes, expected) in [
+            (too_long.as_slice(), io::ErrorKind::InvalidData),
+            (&[0xff, 0xff, 0xff, 0xff, 0x0f], io::ErrorKind::InvalidData),
+            // A length that could be written shorter.
+            (&[0x80, 0x00], io::ErrorKind::InvalidData),
+            (&[1, 0xff], io::ErrorKind::InvalidData),
+            (&[5, 1], io::ErrorKind::UnexpectedEof),
+            (&[0x80], io::ErrorKind::UnexpectedEof),
+        ] {
+            assert_eq!(read_of(bytes), Err(expected), "{bytes:?}");
+        }
+    }
+}

@@ -21,13 +21,15 @@ impl Filters {
     }
 
     /// Whether an address lies in one of them. Names do not: what they stand for is dialled by its address.
+    ///
+    /// Of an address with several hosts, the transport over TCP dials the last one; none of them may be denied.
     fn deny(&self, address: &Multiaddr) -> bool {
-        let ip: IpAddr = match address.iter().next() {
-            Some(Protocol::Ip4(ip)) => ip.into(),
-            Some(Protocol::Ip6(ip)) => IpAddr::from(ip).to_canonical(),
-            _ => return false,
-        };
-        self.0.iter().any(|network| network.contains(&ip))
+        let is_denied = |ip: IpAddr| self.0.iter().any(|network| network.contains(&ip.to_canonical()));
+        address.iter().any(|part| match part {
+            Protocol::Ip4(ip) => is_denied(ip.into()),
+            Protocol::Ip6(ip) => is_denied(ip.into()),
+            _ => false,
+        })
     }
 }
 
@@ -95,6 +97,10 @@ mod tests {
             ("/ip6/::ffff:10.1.2.3/tcp/4001", true),
             ("/ip4/192.0.2.7/tcp/4001", true),
             ("/ip6/fd12::1/tcp/4001", true),
+            ("/ip4/192.0.2.8/ip4/10.1.2.3/tcp/4001", true),
+            ("/ip4/192.0.2.8/tcp/1/ip6/::ffff:10.1.2.3/tcp/4001", true),
+            ("/ip6zone/eth0/ip6/fd12::1/tcp/4001", true),
+            ("/dns4/example.com/ip4/10.1.2.3/tcp/4001", true),
             ("/ip4/192.0.2.8/tcp/4001", false),
             ("/ip6/2001:db8::1/tcp/4001", false),
             ("/dns4/example.com/tcp/4001", false),

@@ -88,7 +88,7 @@ impl Drop for QuicDial {
 fn public_host(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next().filter(|_| is_public(address))? {
         Protocol::Ip4(ip) => Some(ip.into()),
-        Protocol::Ip6(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(IpAddr::from(ip).to_canonical()),
         _ => None,
     }
 }
@@ -175,6 +175,7 @@ mod tests {
         assert_eq!(waited(&dials, "/ip4/8.8.8.8/tcp/1").await, BEGUN);
         let dial = begin("/ip4/8.8.8.8/udp/1/quic-v1").unwrap();
         assert_eq!(waited(&dials, "/ip4/8.8.8.8/tcp/1").await, HEAD_START);
+        assert_eq!(waited(&dials, "/ip6/::ffff:8.8.8.8/tcp/1").await, HEAD_START, "it is the same host");
         assert_eq!(waited(&dials, "/ip4/8.8.4.4/tcp/1").await, BEGUN, "another host");
         let another = begin("/ip4/8.8.8.8/udp/2/quic-v1").unwrap();
         drop(another);
@@ -190,7 +191,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn in_a_local_network_nobody_gives_way() {
         let dials = QuicDials::default();
-        assert!(dials.begin(&"/ip4/192.168.0.1/udp/1/quic-v1".parse().unwrap()).is_none());
-        assert_eq!(waited(&dials, "/ip4/192.168.0.1/tcp/1").await, Duration::ZERO);
+        for host in ["/ip4/192.168.0.1", "/ip6/fd00::1", "/ip6/::ffff:192.168.0.1"] {
+            assert!(dials.begin(&format!("{host}/udp/1/quic-v1").parse().unwrap()).is_none());
+            assert_eq!(waited(&dials, &format!("{host}/tcp/1")).await, Duration::ZERO);
+        }
     }
 }

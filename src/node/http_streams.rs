@@ -25,7 +25,7 @@ use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 
 use super::metered::Metered;
-use super::streams::{Control, Incoming, OpenError};
+use super::streams::{Control, Incoming, OpenError, Opened};
 use crate::ipfs::{IpfsError, Peer, PeerBody, PeerStream, PeerStreams, Trust};
 
 /// Of the libp2p HTTP specification.
@@ -70,10 +70,10 @@ impl HttpStreams {
         let deadline = Instant::now() + OPEN_TIMEOUT;
         let turn = timeout_at(deadline, self.turns(id).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Err(IpfsError::Busy(peer.clone())) };
-        let opened = timeout_at(deadline, self.control.open(id, vec![HTTP])).await;
+        let opened = timeout_at(deadline, self.control.open_noted(id, vec![HTTP])).await;
         let opened = opened.map_err(|_| timed_out(peer, OPEN_TIMEOUT))?;
-        let (_, stream) = opened.map_err(|error| not_opened(peer, error))?;
-        let stream = Metered::new(stream, self.control.usage(&id));
+        let Opened { stream, usage, .. } = opened.map_err(|error| not_opened(peer, error))?;
+        let stream = Metered::new(stream, usage);
         let asked = timeout(HEAD_TIMEOUT, ask(peer, stream, request, turn)).await;
         asked.map_err(|_| timed_out(peer, HEAD_TIMEOUT))?
     }
@@ -100,7 +100,7 @@ pub(super) fn incoming(
 ) -> PeerStreams {
     let next = |(mut streams, trusted): (mpsc::Receiver<Incoming>, watch::Receiver<_>)| async move {
         let Incoming { peer, stream, usage, .. } = streams.recv().await?;
-        let stream = Metered::new(stream, Some(usage));
+        let stream = Metered::new(stream, usage);
         let peer = Peer::new(&peer.to_base58());
         let trust = Trust::new(peer.clone(), trusted.clone());
         Some((PeerStream { peer, trust, io: Box::new(stream.compat()) }, (streams, trusted)))

@@ -11,18 +11,18 @@ use super::connections::Usage;
 
 pub(super) struct Metered<S> {
     stream: S,
-    /// `None`: the connection has just ended.
-    usage: Option<Usage>,
+    /// Of its connection.
+    usage: Usage,
 }
 
 impl<S> Metered<S> {
-    pub(super) fn new(stream: S, usage: Option<Usage>) -> Self {
+    pub(super) fn new(stream: S, usage: Usage) -> Self {
         Self { stream, usage }
     }
 
     fn note(&self, moved: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let (Poll::Ready(Ok(bytes)), Some(usage)) = (&moved, &self.usage) {
-            usage.moved(*bytes, Instant::now());
+        if let Poll::Ready(Ok(bytes)) = &moved {
+            self.usage.moved(*bytes, Instant::now());
         }
         moved
     }
@@ -65,5 +65,33 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::io::Cursor;
+    use futures::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_and_what_is_written_are_a_transfer_and_waiting_is_none() {
+        const BYTES: usize = 1 << 20;
+        let is_of_use = async |reads: usize, writes: usize| {
+            let usage = Usage::new(Instant::now());
+            let mut stream = Metered::new(Cursor::new(vec![0; BYTES]), usage.clone());
+            stream.read_exact(&mut vec![0; reads]).await.unwrap();
+            stream.write_all(&vec![0; writes]).await.unwrap();
+            stream.flush().await.unwrap();
+            let now = usage.is_of_use(Instant::now());
+            tokio::time::advance(Duration::from_secs(60)).await;
+            (now, usage.is_of_use(Instant::now()))
+        };
+        assert_eq!(is_of_use(BYTES / 2, 0).await, (true, false));
+        assert_eq!(is_of_use(0, BYTES / 2).await, (true, false));
+        assert_eq!(is_of_use(10, 10).await, (false, false));
     }
 }

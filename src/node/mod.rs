@@ -19,6 +19,7 @@ mod http_streams;
 mod http_tests;
 mod mesh;
 mod metered;
+mod multiplexer;
 mod names;
 mod nat;
 mod peers;

@@ -1,5 +1,6 @@
 //! Provider and IPNS records in the DHT: which of the two DHTs an address belongs to, and what peers may have us store.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -39,19 +40,39 @@ impl Dht {
     }
 }
 
-/// Whether an address can be reached from the internet. A DNS name counts as public.
+/// Whether an address can be reached from the internet. A DNS name counts as public. An address with several hosts is only
+/// if all of them are: the transport over TCP dials the last one.
 pub(super) fn is_public(address: &Multiaddr) -> bool {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => {
+    let is_at_host = matches!(
+        address.iter().next(),
+        Some(
+            Protocol::Ip4(_)
+                | Protocol::Ip6(_)
+                | Protocol::Dns(_)
+                | Protocol::Dns4(_)
+                | Protocol::Dns6(_)
+                | Protocol::Dnsaddr(_)
+        )
+    );
+    let all_are_public = address.iter().all(|part| match part {
+        Protocol::Ip4(ip) => is_public_ip(ip.into()),
+        Protocol::Ip6(ip) => is_public_ip(ip.into()),
+        _ => true,
+    });
+    is_at_host && all_are_public
+}
+
+/// The same of a host. One of IPv4 that is written as IPv6 is what it is in IPv4.
+fn is_public_ip(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
             let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
             !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || shared)
         }
-        Some(Protocol::Ip6(ip)) => {
+        IpAddr::V6(ip) => {
             let local = ip.segments()[0] & 0xfe00 == 0xfc00 || ip.segments()[0] & 0xffc0 == 0xfe80;
             !(ip.is_loopback() || ip.is_unspecified() || local)
         }
-        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => true,
-        _ => false,
     }
 }
 
@@ -193,8 +214,13 @@ mod tests {
             ("/ip6/::1/tcp/1", false),
             ("/ip6/fe80::1/tcp/1", false),
             ("/ip6/fd00::1/tcp/1", false),
+            ("/ip6/::ffff:10.0.0.1/tcp/1", false),
+            ("/ip4/8.8.8.8/ip4/10.0.0.1/tcp/1", false),
+            ("/ip4/8.8.8.8/tcp/1/ip6/::1/tcp/1", false),
+            ("/dns4/example.com/ip4/10.0.0.1/tcp/1", false),
             ("/ip4/8.8.8.8/tcp/1", true),
             ("/ip6/2001:4860::1/tcp/1", true),
+            ("/ip6/::ffff:8.8.8.8/tcp/1", true),
             ("/dns4/example.com/tcp/1", true),
         ] {
             let address = address.parse().unwrap();

@@ -122,6 +122,16 @@ impl Control {
         peer: PeerId,
         protocols: Vec<StreamProtocol>,
     ) -> Result<(StreamProtocol, Stream), OpenError> {
+        let Opened { protocol, stream, .. } = self.open_noted(peer, protocols).await?;
+        Ok((protocol, stream))
+    }
+
+    /// The same, with what its connection is for.
+    pub(super) async fn open_noted(
+        &self,
+        peer: PeerId,
+        protocols: Vec<StreamProtocol>,
+    ) -> Result<Opened, OpenError> {
         let protocols = Offer(protocols);
         self.peers.await_direct(&peer).await;
         for connection in self.peers.connections(&peer) {
@@ -151,11 +161,6 @@ impl Control {
         self.peers.keep(peer, reason, holds);
     }
 
-    /// Of the connection that a stream to the peer is opened over, if there is one.
-    pub(super) fn usage(&self, peer: &PeerId) -> Option<Usage> {
-        self.peers.usage(peer)
-    }
-
     pub(super) fn peers(&self) -> Peers {
         self.peers.clone()
     }
@@ -163,7 +168,16 @@ impl Control {
 
 pub(super) struct OpenRequest {
     protocols: Offer,
-    reply: oneshot::Sender<Result<(StreamProtocol, Stream), OpenError>>,
+    reply: oneshot::Sender<Result<Opened, OpenError>>,
+}
+
+/// A stream that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    protocol: StreamProtocol,
+    pub(super) stream: Stream,
+    /// Of the connection that it goes over: one of several, perhaps not the first.
+    pub(super) usage: Usage,
 }
 
 /// What a handler gets once its connection counts as established.
@@ -296,7 +310,7 @@ impl ConnectionHandler for Handler {
     type InboundProtocol = Offer;
     type OutboundProtocol = Offer;
     type InboundOpenInfo = ();
-    type OutboundOpenInfo = oneshot::Sender<Result<(StreamProtocol, Stream), OpenError>>;
+    type OutboundOpenInfo = oneshot::Sender<Result<Opened, OpenError>>;
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol, Self::InboundOpenInfo> {
         let protocols = self.queues.iter().flat_map(|queue| queue.protocols.iter().cloned());
@@ -356,10 +370,13 @@ impl ConnectionHandler for Handler {
                     queue.push(Incoming { peer, protocol, stream, usage, role });
                 }
             }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, info }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: (protocol, stream),
+                info,
+            }) => {
                 self.opening -= 1;
                 self.usage.used(Instant::now());
-                let _dropped = info.send(Ok(protocol));
+                let _dropped = info.send(Ok(Opened { protocol, stream, usage: self.usage.clone() }));
             }
             ConnectionEvent::DialUpgradeError(DialUpgradeError { info, error }) => {
                 self.opening -= 1;
@@ -448,6 +465,22 @@ mod tests {
         }
         seen.sort_unstable();
         assert!(seen.into_iter().eq(0..STREAMS as u8));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_counts_for_the_connection_that_it_goes_over() {
+        let (opener, taker) = (Bare::speaking(vec![], 1).await, Bare::speaking(vec![ONE], 1).await);
+        // One that is about to end: it takes no streams any more.
+        let (usage, (requests, _)) = (Usage::new(Instant::now()), mpsc::channel(1));
+        let id = ConnectionId::new_unchecked(usize::MAX);
+        let ending = Connection { id, relayed_since: None, requests, usage: usage.clone() };
+        opener.control.peers().insert(taker.peer, ending);
+        opener.dial(&taker.address).await;
+        let opened = opener.control.open_noted(taker.peer, vec![ONE]).await.unwrap();
+        opened.usage.moved(1 << 20, Instant::now());
+        assert!(!usage.is_of_use(Instant::now()));
+        let in_use = opener.control.peers().usages().into_values();
+        assert_eq!(in_use.filter(|usage| usage.is_of_use(Instant::now())).count(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]

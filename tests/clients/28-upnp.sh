@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A daemon behind a home router that opens ports on request (UPnP, by miniupnpd): it has a port mapped of itself, tells the
-# mapped address, and whoever is outside dials in by it, though nobody passes anything on.
+# A daemon behind a home router that opens ports on request (UPnP, by miniupnpd), which appears only after the daemon: it has
+# a port mapped of itself, tells the mapped address, and whoever is outside dials in by it, though nobody passes anything on.
+# A router that was started anew, and has forgotten all, is asked again when an address is new.
 set -euo pipefail
 [ -n "${SHOAL_MOUNTS:-}" ] || SHOAL_MOUNTS=1 exec unshare -m "$0" "$@"
 . "$(dirname "$0")/lib.sh"; offline "$@"
@@ -43,10 +44,19 @@ uuid=2e3a3b3c-7c8d-4d0e-9d2f-5d1f2a3b4c5d
 allow 1024-65535 10.0.1.0/24 1024-65535
 deny 0-65535 0.0.0.0/0 0-65535
 C
-inside gateway miniupnpd -d -f "$W/miniupnpd.conf" -P "$W/miniupnpd.pid" >"$W/miniupnpd.log" 2>&1 & PIDS+=($!)
-# A client of another make, so that it is the gateway that is met here.
-wait_for 20 "the gateway is found by multicast" inside home upnpc -m eth0 -s
-inside home upnpc -m eth0 -s | grep -q '5.0.0.21' || fail "the gateway does not say its outside address"
+# gateway_start - the part of the gateway that opens ports, which has opened none yet.
+gateway_start() {
+  inside gateway miniupnpd -d -f "$W/miniupnpd.conf" -P "$W/miniupnpd.pid" >>"$W/miniupnpd.log" 2>&1 & gateway_pid=$!
+  PIDS+=($gateway_pid)
+  # A client of another make, so that it is the gateway that is met here.
+  wait_for 20 "the gateway is found by multicast" inside home upnpc -m eth0 -s
+  inside home upnpc -m eth0 -s | grep -q '5.0.0.21' || fail "the gateway does not say its outside address"
+}
+gateway_stop() {
+  stop $gateway_pid
+  for table in nat mangle filter; do rule -t $table -F MINIUPNPD; done
+  rule -t nat -F MINIUPNPD-POSTROUTING
+}
 
 # daemon NAME LISTEN BOOTSTRAP READONLY [P2P...] - a daemon in its namespace, with UPnP as it is by default.
 daemon() {
@@ -61,7 +71,9 @@ status() { "$SHOAL" status --json --config "$W/$1/config.yaml"; }
 has() { status "$1" | jq -e "$2" >/dev/null; }
 mapped() { inside home upnpc -m eth0 -l | grep -qE "$1 +[0-9]+->10.0.1.2:4001"; }
 
-daemon home 0.0.0.0 "" ""
+LOG_LEVEL=debug daemon home 0.0.0.0 "" ""
+wait_for 30 "home finds no gateway" grep -q 'gateway of the local network.*GatewayNotFound' "$W/home/log"
+gateway_start
 for protocol in TCP UDP; do wait_for 60 "the $protocol port is mapped" mapped $protocol; done
 say "mapped: $(inside home upnpc -m eth0 -l | grep -o '[TU][CD]P .*->10.0.1.2:4001' | tr -s ' ' | paste -sd, )"
 wait_for 60 "home counts as reached" has home '.node.nat.reachability == "public"'
@@ -79,6 +91,13 @@ served() { rm -rf "$W/pulled"; timeout 60 ip netns exec outside skopeo copy -q -
 wait_for 90 "outside pulls through the mapped port" served
 has outside '.node.nat.relayed_peers == 0 and .node.nat.direct_peers >= 1' || fail "outside is not connected directly: $(status outside | jq -c .node.nat)"
 say "outside dialled the mapped port and pulled"
+
+gateway_stop
+gateway_start
+! mapped TCP || fail "the gateway has not forgotten what it had opened"
+ip -n home addr add 10.0.1.3/24 dev eth0
+for protocol in TCP UDP; do wait_for 30 "the $protocol port is mapped again" mapped $protocol; done
+say "mapped again at a gateway that was started anew"
 
 shoal_stop home
 gone() { ! mapped TCP && ! mapped UDP; }

@@ -15,7 +15,7 @@ use super::super::{CONTENT_DIGEST, set};
 use super::blobs::{self, ranged};
 use crate::ipfs::Peer;
 use crate::mirror::{
-    ALIVE_PATH, BlobForPeer, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain,
+    ALIVE_PATH, BlobForPeer, HELD, HOLDINGS_PATH, HOP, Hop, ManifestForPeer, Mirror, PATH, REFER, chain,
 };
 use crate::oci::{Digest, Reference, RepoName, Route};
 
@@ -109,9 +109,12 @@ async fn blob(
             return StatusCode::BAD_GATEWAY.into_response();
         }
     };
-    let (size_bytes, path) = (blob.size_bytes, joined(&blob.path));
+    let (size_bytes, path, held_bytes) = (blob.size_bytes, joined(&blob.path), blob.held_bytes);
     let mut response = ranged(asked, digest, size_bytes, |range| blob.read(range));
     set(response.headers_mut(), PATH, path);
+    if let Some(held_bytes) = held_bytes {
+        set(response.headers_mut(), HELD, held_bytes.to_string());
+    }
     response
 }
 

@@ -21,6 +21,9 @@ use crate::oci::{Algorithm, Digest, Reference, RepoName};
 pub const HOP: HeaderName = HeaderName::from_static("shoal-hop");
 /// The peers that the bytes of a fill come by, nearest first.
 pub const PATH: HeaderName = HeaderName::from_static("shoal-path");
+/// How many bytes of a blob that is on its way were there when they began to be given: those behind them come as fast as
+/// they are got. Left out where that is not known, and of a blob that is whole.
+pub const HELD: HeaderName = HeaderName::from_static("shoal-held");
 /// Peers to ask instead.
 pub const REFER: HeaderName = HeaderName::from_static("shoal-refer");
 /// The path that a daemon of the mesh answers at once.
@@ -101,6 +104,8 @@ pub(in crate::mirror) enum Answer {
         bytes: BoxStream<'static, Result<Bytes, MirrorError>>,
         /// The peers that they come by, the nearest first.
         path: Vec<Peer>,
+        /// Up to where it had the blob when it answered, if it says so.
+        held_bytes: Option<u64>,
     },
     /// Others have it, to be asked in this order. Nobody: the peer is still looking for it.
     Refer(Vec<Peer>),
@@ -165,8 +170,9 @@ impl Mesh {
         };
         let mut path = vec![peer.clone()];
         path.extend(peers(headers, &PATH));
+        let held_bytes = held_bytes(headers);
         let bytes = self.body(peer, response.into_body());
-        Answer::Bytes { size_bytes, at, bytes, path }
+        Answer::Bytes { size_bytes, at, bytes, path, held_bytes }
     }
 
     /// Asks a peer for a manifest.
@@ -343,6 +349,11 @@ fn extent(headers: &HeaderMap) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.parse().ok()?, size_bytes.parse().ok()?))
 }
 
+/// Up to where a peer says that it had the blob.
+fn held_bytes(headers: &HeaderMap) -> Option<u64> {
+    text(headers, &HELD)?.parse().ok()
+}
+
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
@@ -355,10 +366,10 @@ fn peers(headers: &HeaderMap, name: &HeaderName) -> Vec<Peer> {
 /// Reads whatever bytes as the headers of an answer: for fuzzing.
 pub(super) fn fuzz(bytes: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
-    let names = [CONTENT_LENGTH, CONTENT_RANGE, REFER, PATH];
+    let names = [CONTENT_LENGTH, CONTENT_RANGE, REFER, PATH, HELD];
     for name in names {
         let headers = HeaderMap::from_iter([(name.clone(), value.clone())]);
-        let (_, named) = (extent(&headers), peers(&headers, &name));
+        let (_, _, named) = (extent(&headers), held_bytes(&headers), peers(&headers, &name));
         assert!(named.len() <= PEERS_MAX);
     }
 }
@@ -381,5 +392,21 @@ mod tests {
             assert_eq!(extent_of(CONTENT_RANGE, malformed), None, "{malformed}");
         }
         assert_eq!(extent(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn what_a_peer_held_is_a_number_or_not_known() {
+        for (said, expected) in [
+            ("0", Some(0)),
+            ("1048576", Some(1 << 20)),
+            ("-1", None),
+            ("1 MiB", None),
+            ("18446744073709551616", None),
+            ("", None),
+        ] {
+            let headers = HeaderMap::from_iter([(HELD, HeaderValue::from_static(said))]);
+            assert_eq!(held_bytes(&headers), expected, "{said:?}");
+        }
+        assert_eq!(held_bytes(&HeaderMap::new()), None);
     }
 }

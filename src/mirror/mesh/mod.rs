@@ -24,7 +24,7 @@ use moka::sync::Cache;
 use crate::ipfs::{Ipfs, Peer};
 use crate::oci::{Digest, Host};
 use crate::tasks::Tasks;
-pub use ask::{ALIVE_PATH, HOP, Hop, PATH, REFER};
+pub use ask::{ALIVE_PATH, HELD, HOP, Hop, PATH, REFER};
 pub(super) use ask::{Answer, ManifestAnswer, PeerManifest, Unable};
 pub(super) use fanout::Followers;
 pub(super) use holdings::{Held, Key};

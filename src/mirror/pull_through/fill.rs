@@ -77,6 +77,7 @@ impl Fill {
             received_bytes: 0,
             from: None,
             path: Arc::default(),
+            source_held_bytes: None,
             by_peer: false,
             flows: false,
             generation: 0,
@@ -242,7 +243,7 @@ impl Fill {
         *lock(&self.window) = Window::default();
         self.state.send_modify(|state| {
             (state.received_bytes, state.from, state.by_peer, state.flows) = (0, None, false, false);
-            state.path = Arc::default();
+            (state.path, state.source_held_bytes) = (Arc::default(), None);
             state.generation += 1;
         });
     }
@@ -330,9 +331,11 @@ impl Fill {
             return Ok(Tried::Whole);
         }
         // Who asks meanwhile is not let follow a source that is no more: it may be looking for us.
-        self.state.send_modify(|state| (state.from, state.path) = (None, Arc::default()));
+        self.state.send_modify(|state| {
+            (state.from, state.path, state.source_held_bytes) = (None, Arc::default(), None);
+        });
         let Some(opened) = supply.open(writing.received_bytes).await? else { return Ok(Tried::Absent) };
-        let Opened { size_bytes: stated, at, from, path, bytes } = opened;
+        let Opened { size_bytes: stated, at, from, path, held_bytes, bytes } = opened;
         if let (Some(known), Some(stated)) = (size_bytes, stated)
             && known != stated
         {
@@ -343,7 +346,7 @@ impl Fill {
             state.size_bytes = state.size_bytes.or(stated);
             state.by_peer |= matches!(from, Origin::Peer(_));
             state.from = Some(from);
-            state.path = path.into();
+            (state.path, state.source_held_bytes) = (path.into(), held_bytes);
         });
         let size_bytes = size_bytes.or(stated);
         // An upstream that knows no ranges begins at the beginning.

@@ -40,6 +40,8 @@ pub struct SharedBlob {
     pub size_bytes: u64,
     /// The peers that its bytes come by, the nearest first.
     pub path: Vec<Peer>,
+    /// Of one that is on its way: up to where it is here, or at the peer that it comes by, if that is known.
+    pub held_bytes: Option<u64>,
     content: Content,
     through: PullThrough,
 }
@@ -91,7 +93,8 @@ impl PullThrough {
         if let Some(blob) = self.shared_blob(&place, digest).await? {
             let size_bytes = blob.size_bytes;
             let content = Content::Cached(Box::new(blob));
-            let shared = SharedBlob { size_bytes, path: Vec::new(), content, through: self.clone() };
+            let (path, through) = (Vec::new(), self.clone());
+            let shared = SharedBlob { size_bytes, path, held_bytes: None, content, through };
             return Ok(BlobForPeer::Found(Box::new(shared)));
         }
         let mut supply = self.supply(&place, digest);
@@ -128,9 +131,10 @@ impl PullThrough {
             return Ok(BlobForPeer::Refer(Vec::new()));
         };
         let Some(size_bytes) = size_bytes.map_err(MirrorError::Fill)? else { return Ok(BlobForPeer::No) };
-        let path = fill.state().path.to_vec();
+        let state = fill.state();
+        let (path, held_bytes) = (state.path.to_vec(), state.held_bytes());
         let content = Content::Filling(fill, Box::new(supply), follower);
-        let shared = SharedBlob { size_bytes, path, content, through: self.clone() };
+        let shared = SharedBlob { size_bytes, path, held_bytes, content, through: self.clone() };
         Ok(BlobForPeer::Found(Box::new(shared)))
     }
 

@@ -18,6 +18,8 @@ pub(super) struct State {
     pub(super) from: Option<Origin>,
     /// The peers that they come by, the nearest first.
     pub(super) path: Arc<[Peer]>,
+    /// Up to where their source had the blob when it was opened: `0` if it is upstream. `None`: it is not known.
+    pub(super) source_held_bytes: Option<u64>,
     /// Some came from a peer.
     pub(super) by_peer: bool,
     /// Some came since the fill was begun, or taken up again.
@@ -40,6 +42,11 @@ pub(super) enum Stage {
 }
 
 impl State {
+    /// Up to where the blob comes as fast as it can be read here, or at the peer that it comes by.
+    pub(super) fn held_bytes(&self) -> Option<u64> {
+        self.source_held_bytes.map(|held| held.max(self.received_bytes))
+    }
+
     /// What readers may have: not the last byte before the digest matched, nor any of a small blob.
     pub(super) fn readable_bytes(&self) -> u64 {
         match (&self.stage, self.size_bytes) {

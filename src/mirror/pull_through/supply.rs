@@ -84,6 +84,8 @@ pub(super) struct Opened {
     pub(super) from: Origin,
     /// The peers that they come by, the nearest first.
     pub(super) path: Vec<Peer>,
+    /// Up to where the source had the blob, if that is known.
+    pub(super) held_bytes: Option<u64>,
     pub(super) bytes: BoxStream<'static, Result<Bytes, MirrorError>>,
 }
 
@@ -153,7 +155,7 @@ impl Supply {
                 Candidate::Upstream => match self.part(at, None).await {
                     Ok(Some(opened)) => {
                         self.are_unable(&refused);
-                        self.pace = Some((Source::Upstream, Pace::new(Instant::now())));
+                        self.pace = Some((Source::Upstream, Pace::of_registry(Instant::now())));
                         self.hold(Held::Fetching);
                         return Ok(Tried::Opened(opened));
                     }
@@ -177,9 +179,11 @@ impl Supply {
                     Ok(Answer::Bytes { path, .. }) if self.would_follow_itself(&path) => {
                         tracing::debug!(%peer, digest = %self.digest, "peer has the blob by way of ourselves: left out");
                     }
-                    Ok(Answer::Bytes { size_bytes, at, bytes, path }) => {
+                    Ok(Answer::Bytes { size_bytes, at: begins, bytes, path, held_bytes }) => {
                         self.are_unable(&refused);
-                        let opened = self.opened_at_peer(peer, size_bytes, at, bytes, path);
+                        let (from, size_bytes) = (Origin::Peer(peer.clone()), Some(size_bytes));
+                        let opened = Opened { size_bytes, at: begins, from, path, held_bytes, bytes };
+                        self.note_peer(peer, at, &opened);
                         return Ok(Tried::Opened(opened));
                     }
                     Ok(Answer::Refer(peers)) => {
@@ -197,6 +201,16 @@ impl Supply {
                 },
             }
         }
+        self.ask_no_more(at, failure, others_ask).await
+    }
+
+    /// What is left when all were asked, of whom nobody gives the blob. `others_ask`: one of them is looking for it.
+    async fn ask_no_more(
+        &mut self,
+        at: u64,
+        failure: Option<MirrorError>,
+        others_ask: bool,
+    ) -> Result<Tried, MirrorError> {
         match failure {
             Some(source) if others_ask => {
                 Err(MirrorError::Awaited { digest: self.digest, source: Box::new(source) })
@@ -216,29 +230,26 @@ impl Supply {
         let is_public = self.upstream.config().is_public() && !failure.is_refusal();
         let Some(mesh) = self.mesh.as_ref().filter(|_| is_public) else { return Err(failure) };
         match mesh.public_blob(&self.digest, at).await {
-            Some((peer, Answer::Bytes { size_bytes, at, bytes, path }))
+            Some((peer, Answer::Bytes { size_bytes, at: begins, bytes, path, held_bytes }))
                 if self.size_bytes.is_none_or(|known| known == size_bytes) =>
             {
                 tracing::info!(digest = %self.digest, %peer, "the registry gives no answer: the blob comes from a peer that announces it");
-                Ok(self.opened_at_peer(peer, size_bytes, at, bytes, path))
+                let (from, size_bytes) = (Origin::Peer(peer.clone()), Some(size_bytes));
+                let opened = Opened { size_bytes, at: begins, from, path, held_bytes, bytes };
+                self.note_peer(peer, at, &opened);
+                Ok(opened)
             }
             _ => Err(failure),
         }
     }
 
-    fn opened_at_peer(
-        &mut self,
-        peer: Peer,
-        size_bytes: u64,
-        at: u64,
-        bytes: BoxStream<'static, Result<Bytes, MirrorError>>,
-        path: Vec<Peer>,
-    ) -> Opened {
+    /// The blob is opened at a peer, of which the bytes from `at` on are wanted.
+    fn note_peer(&mut self, peer: Peer, at: u64, opened: &Opened) {
         let is_whole = self.mesh.as_ref().is_some_and(|mesh| mesh.holds_whole(&peer, self.key()));
-        self.pace = (!is_whole).then(|| (Source::Peer(peer.clone()), Pace::new(Instant::now())));
-        self.served_by.insert(peer.clone());
-        self.relayed |= path.len() > 1;
-        Opened { size_bytes: Some(size_bytes), at, from: Origin::Peer(peer), path, bytes }
+        let pace = Pace::of_peer(at, opened.held_bytes, Instant::now());
+        self.pace = (!is_whole).then(|| (Source::Peer(peer.clone()), pace));
+        self.relayed |= opened.path.len() > 1;
+        self.served_by.insert(peer);
     }
 
     /// Whether what is being read is to be left for another source, which is opened next, now that so many bytes came and
@@ -308,7 +319,7 @@ impl Supply {
                 tracing::debug!(digest = %self.digest, peers = peers.len(), "peers give the blob together");
                 self.served_by.extend(peers.iter().cloned());
                 let (from, path) = (Origin::Peer(nearest), peers);
-                Some(Opened { size_bytes: Some(size_bytes), at, from, path, bytes })
+                Some(Opened { size_bytes: Some(size_bytes), at, from, path, held_bytes: None, bytes })
             }
             Err(error) => {
                 tracing::debug!(digest = %self.digest, error = %chain(&error), "peers do not give the blob together");
@@ -340,6 +351,7 @@ impl Supply {
             at: body.at,
             from: Origin::Upstream(self.repository.host.clone()),
             path: Vec::new(),
+            held_bytes: Some(0),
             bytes: body.bytes.map(|chunk| chunk.map_err(MirrorError::from)).boxed(),
         }))
     }

@@ -7,6 +7,7 @@ mod tests;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
@@ -24,8 +25,10 @@ use crate::node::subnets::{Counts, Subnet, share};
 
 /// Connections in their handshake, in each direction.
 pub(in crate::node) const PENDING_MAX: u32 = 256;
-/// Connections that have given up their place and are not closed yet.
+/// Connections that have given up their place and are not closed yet …
 const CLOSING_MAX: usize = 64;
+/// … of which one that hangs counts no longer than this. The transports drop it before.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many connections there may be beside those with peers that the config names.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,8 @@ pub(in crate::node) struct Admission {
     dialling: HashSet<ConnectionId>,
     incoming: Table,
     outgoing: Table,
-    closing: HashSet<ConnectionId>,
+    /// Since when each is to close.
+    closing: HashMap<ConnectionId, Instant>,
     to_close: VecDeque<(PeerId, ConnectionId)>,
 }
 
@@ -148,7 +152,7 @@ impl Admission {
             dialling: HashSet::new(),
             incoming: Table::default(),
             outgoing: Table::default(),
-            closing: HashSet::new(),
+            closing: HashMap::new(),
             to_close: VecDeque::new(),
         }
     }
@@ -179,22 +183,44 @@ impl Admission {
         !self.named.peers.iter().all(connected)
     }
 
+    /// The connections of one direction, and how many there may be.
+    fn table(&self, direction: Direction) -> (&Table, u32) {
+        match direction {
+            Direction::Incoming => (&self.incoming, self.places.incoming_max),
+            Direction::Outgoing => (&self.outgoing, self.places.outgoing_max),
+        }
+    }
+
+    /// The connection that gives up its place for a newcomer. Not too many do at once.
+    fn leaving(
+        &self,
+        direction: Direction,
+        newcomer: Subnet,
+        full: Full,
+        now: Instant,
+    ) -> Option<ConnectionId> {
+        let closing = self.closing.values().filter(|since| !hangs(**since, now)).count();
+        let (table, _) = self.table(direction);
+        (closing < CLOSING_MAX).then(|| table.least_valued(&self.peers, newcomer, full, now)).flatten()
+    }
+
     /// Has a place given up, if need be.
     fn make_room(&mut self, newcomer: Standing, direction: Direction) -> Result<(), ConnectionDenied> {
         let is_named = newcomer.peer.is_some_and(|peer| self.is_named(&peer, direction));
-        let (table, max) = match direction {
-            Direction::Incoming => (&mut self.incoming, self.places.incoming_max),
-            Direction::Outgoing => (&mut self.outgoing, self.places.outgoing_max),
-        };
+        let (table, max) = self.table(direction);
         let Some(full) = table.full(&newcomer, max) else { return Ok(()) };
-        let leaving = (self.closing.len() < CLOSING_MAX)
-            .then(|| table.least_valued(&self.peers, newcomer.subnet, full, Instant::now()))
-            .flatten();
+        let now = Instant::now();
+        let leaving = self.leaving(direction, newcomer.subnet, full, now);
+        let table = match direction {
+            Direction::Incoming => &mut self.incoming,
+            Direction::Outgoing => &mut self.outgoing,
+        };
         let left = leaving.and_then(|id| Some((id, table.remove(id)?.peer?)));
         match left {
             Some((id, peer)) => {
                 tracing::debug!(peer.id = %peer, "an idle connection makes room for another");
-                self.closing.insert(id);
+                self.closing.retain(|_, since| !hangs(*since, now));
+                self.closing.insert(id, now);
                 self.to_close.push_back((peer, id));
                 Ok(())
             }
@@ -202,6 +228,11 @@ impl Admission {
             None => Err(refused(full, newcomer.subnet)),
         }
     }
+}
+
+/// Whether a connection that is to close since then should have by now.
+fn hangs(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) >= CLOSING_TIMEOUT
 }
 
 fn refused(full: Full, subnet: Subnet) -> ConnectionDenied {
@@ -228,7 +259,7 @@ impl NetworkBehaviour for Admission {
             return Err(refused(full, newcomer.subnet));
         }
         if let Some(full) = self.incoming.full(&newcomer, self.places.incoming_max)
-            && self.incoming.least_valued(&self.peers, newcomer.subnet, full, Instant::now()).is_none()
+            && self.leaving(Direction::Incoming, newcomer.subnet, full, Instant::now()).is_none()
             && !self.awaits_named()
         {
             return Err(refused(full, newcomer.subnet));

@@ -142,6 +142,23 @@ async fn for_a_newcomer_an_idle_one_makes_room_and_nobody_of_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn connections_that_hang_while_they_close_stop_nobody_for_long() {
+    let mut node = Node::new(Named::default());
+    assert_eq!(node.flooded("10.0.0", 300), 75);
+    tokio::time::advance(GRACE).await;
+    assert_eq!(node.flooded("10.0.0", 300), CLOSING_MAX);
+    tokio::time::advance(GRACE).await;
+    assert_eq!(node.flooded("10.0.0", 300), CLOSING_MAX, "none of those before has closed");
+    assert_eq!(node.admission.closing.len(), CLOSING_MAX);
+    let (local, from) = ("/ip4/0.0.0.0/tcp/4001".parse().unwrap(), "/ip4/10.0.0.9/tcp/1".parse().unwrap());
+    let id = node.next();
+    let begun = node.admission.handle_pending_inbound_connection(id, &local, &from);
+    assert!(begun.is_err(), "who will find no place is spared the handshake");
+    node.closed();
+    assert!(node.admission.closing.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_flood_of_a_few_subnets_gives_way_to_others_at_once() {
     let mut node = Node::new(Named::default());
     for net in ["10.0.0", "8.8.8"] {

@@ -4,6 +4,7 @@
 
 pub(super) mod autonat;
 mod candidates;
+pub(super) mod gateway;
 pub(super) mod guests;
 pub(super) mod paths;
 pub(super) mod probe;
