@@ -13,7 +13,7 @@ use super::DagError;
 use super::keep::{Keep, Keeps};
 use crate::ipfs::{Ipfs, Nowhere, Want};
 use crate::ipld::{Block, Cid, Multihash};
-use crate::store::{Blockstore, off_thread};
+use crate::store::{Batched, Blockstore, off_thread};
 
 /// Blocks up to this size are kept in memory too: nodes of directories and files, links, manifests.
 const CACHED_BLOCK_BYTES_MAX: usize = 64 * 1024;
@@ -30,6 +30,8 @@ pub struct Blocks(Arc<Inner>);
 
 struct Inner {
     store: Blockstore,
+    /// The same for who waits.
+    batched: Batched,
     ipfs: Arc<dyn Ipfs>,
     cache: Cache<Multihash, Bytes>,
     /// What is being fetched; a fetch that nobody waits for any more is gone.
@@ -44,6 +46,7 @@ impl Blocks {
         let cache = Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigh).build();
         let slots = Semaphore::new(FETCHES_MAX);
         Self(Arc::new(Inner {
+            batched: Batched::new(&store),
             store,
             ipfs,
             cache,
@@ -143,8 +146,7 @@ impl Inner {
         if let Some(block) = self.at_hand(cid) {
             return Ok(Some(block));
         }
-        let (store, key) = (self.store.clone(), *cid.hash());
-        let Some(bytes) = off_thread(move || store.get(&key)).await? else { return Ok(None) };
+        let Some(bytes) = self.batched.get(cid.hash()).await? else { return Ok(None) };
         self.remember(cid.hash(), &bytes);
         Ok(Some(Block::from_store(*cid, bytes)))
     }
@@ -184,12 +186,6 @@ impl Inner {
         for block in &blocks {
             self.remember(block.cid().hash(), block.bytes());
         }
-        let store = self.store.clone();
-        let write = move || {
-            blocks
-                .iter()
-                .try_for_each(|block| store.put(block.cid().hash(), std::slice::from_ref(block.bytes())))
-        };
-        Ok(off_thread(write).await?)
+        Ok(self.batched.put(blocks).await?)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::packs::{Location, Packs, Segment};
+use super::packs::{Location, Packs, Record, Segment};
 use super::recovery::Recovered;
 use super::rows::Rows;
 use super::sweep::{Sweep, Usage};
@@ -104,17 +104,27 @@ impl Blockstore {
     /// Appends a block given in parts, in order. It can be read at once, and is durable after the next `flush`.
     /// A block that is already here is not written again. The caller has verified that the bytes match.
     pub fn put(&self, key: &Multihash, parts: &[Bytes]) -> Result<(), StoreError> {
-        let row = key.to_bytes();
-        self.note_use(key);
-        if self.0.rows.get(&row)?.is_some() {
-            return Ok(());
+        self.put_all([(key, parts)])
+    }
+
+    /// [`Blockstore::put`] of several blocks, in as few writes as can be. After an error some of them may be here.
+    pub fn put_all<'a>(
+        &self,
+        blocks: impl IntoIterator<Item = (&'a Multihash, &'a [Bytes])>,
+    ) -> Result<(), StoreError> {
+        let mut records = Vec::new();
+        for (key, parts) in blocks {
+            self.note_use(key);
+            if self.0.rows.get(&key.to_bytes())?.is_none() {
+                records.push(Record::new(key, parts));
+            }
         }
-        self.0.packs.append(key, parts, |segment, location| {
-            if self.0.rows.swap(&row, None, Some(location))? {
+        self.0.packs.append(&records, |segment, key, location| {
+            if self.0.rows.swap(&key.to_bytes(), None, Some(location))? {
                 self.0.blocks.fetch_add(1, Ordering::Relaxed);
                 segment.count(location.record_bytes(key));
             } else {
-                // Somebody else put the same block meanwhile.
+                // Somebody else put the same block meanwhile, or it is here twice.
                 segment.erase(key, location)?;
             }
             Ok(())
@@ -268,7 +278,7 @@ impl Inner {
 
     /// Writes a block again elsewhere, unless its row has come to point away from `old`.
     pub(super) fn relocate(&self, key: &Multihash, old: Location, body: Bytes) -> Result<(), StoreError> {
-        self.packs.append(key, &[body], |target, new| {
+        self.packs.append(&[Record::new(key, &[body])], |target, key, new| {
             if !self.rows.swap(&key.to_bytes(), Some(old), Some(new))? {
                 return target.erase(key, new).map(drop);
             }

@@ -1,4 +1,5 @@
-//! What is on disk. Only here is sled named. Calls are synchronous: async code goes through [`off_thread`].
+//! What is on disk. Only here is sled named. Calls are synchronous: async code goes through [`off_thread`], or
+//! through [`Batched`] for single blocks.
 //!
 //! ```text
 //! FORMAT   the version of all this
@@ -14,6 +15,7 @@
 //!
 //! Order of a durable write: packs synced, index flushed, then acknowledged.
 
+mod batched;
 mod blockstore;
 mod buffers;
 mod compaction;
@@ -37,6 +39,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use batched::Batched;
 pub use blockstore::{Blockstore, StoreStats};
 pub use buffers::{Buffer, Buffers};
 pub use hashed_set::HashedSet;

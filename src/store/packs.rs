@@ -39,6 +39,26 @@ impl Location {
     }
 }
 
+/// A block on its way into a segment.
+pub(super) struct Record<'a> {
+    header: Header,
+    parts: &'a [Bytes],
+}
+
+impl<'a> Record<'a> {
+    /// Of a block given in parts, in order.
+    pub(super) fn new(key: &Multihash, parts: &'a [Bytes]) -> Self {
+        let mut crc = crc32fast::Hasher::new();
+        parts.iter().for_each(|part| crc.update(part));
+        let body_bytes = u32::try_from(parts.iter().map(Bytes::len).sum::<usize>()).unwrap_or(u32::MAX);
+        Self { header: Header { kind: Kind::Live, key: *key, body_bytes, body_crc: crc.finalize() }, parts }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.header.record_bytes()
+    }
+}
+
 /// A file of records.
 pub(super) struct Segment {
     pub(super) id: u32,
@@ -255,20 +275,31 @@ impl Packs {
         self.segments.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Appends a record. `index` is called while no other record can follow it in its segment, so that all records below
-    /// the end of a segment are indexed when nobody holds it.
-    pub(super) fn append<T>(
+    /// Appends records, in one write as far as they go into one segment. `index` is called for each while no other record can
+    /// follow them in their segment, so that all records below the end of a segment are indexed when nobody holds it. A write
+    /// that fails leaves nothing of its records.
+    pub(super) fn append(
         &self,
-        key: &Multihash,
-        parts: &[Bytes],
-        index: impl FnOnce(&Arc<Segment>, Location) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let mut crc = crc32fast::Hasher::new();
-        parts.iter().for_each(|part| crc.update(part));
-        let body_bytes = u32::try_from(parts.iter().map(Bytes::len).sum::<usize>()).unwrap_or(u32::MAX);
-        let header = Header { kind: Kind::Live, key: *key, body_bytes, body_crc: crc.finalize() };
+        records: &[Record<'_>],
+        mut index: impl FnMut(&Arc<Segment>, &Multihash, Location) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let appended = self.append_some(rest, &mut index)?;
+            rest = &rest[appended..];
+        }
+        Ok(())
+    }
+
+    /// Appends the first of the records, and those behind it that go into the same segment; returns how many.
+    fn append_some(
+        &self,
+        records: &[Record<'_>],
+        index: &mut impl FnMut(&Arc<Segment>, &Multihash, Location) -> Result<(), StoreError>,
+    ) -> Result<usize, StoreError> {
+        let first_bytes = records.first().map_or(0, Record::size_bytes);
         let mut slot = self.pick();
-        if let Some(full) = slot.take_if(|open| open.end() + header.record_bytes() > self.segment_bytes_max) {
+        if let Some(full) = slot.take_if(|open| open.end() + first_bytes > self.segment_bytes_max) {
             // Who holds its slot is the only one who could append to it.
             full.sealed.store(true, Ordering::Release);
         }
@@ -276,21 +307,40 @@ impl Packs {
             Some(segment) => segment,
             None => self.create()?,
         };
-        let offset = segment.end();
-        let written = write_all(&segment.file, offset, &header.encode(), parts);
+        let begin = segment.end();
+        let ends = records.iter().scan(begin, |end, record| {
+            *end += record.size_bytes();
+            Some(*end)
+        });
+        // A first one that is larger than a whole segment has one of its own.
+        let ends: Vec<u64> = ends
+            .enumerate()
+            .take_while(|(n, end)| *n == 0 || *end <= self.segment_bytes_max)
+            .map(|(_, end)| end)
+            .collect();
+        let records = &records[..ends.len()];
+        let written = write_all(&segment.file, begin, records);
         if let Err(error) = written {
             // Half a record is cut off again. If even that fails, nothing may follow it.
-            match segment.truncate(offset) {
+            match segment.truncate(begin) {
                 Ok(()) => *slot = Some(segment.clone()),
                 Err(_) => segment.sealed.store(true, Ordering::Release),
             }
             return Err(StoreError::io("write", &segment.path, error));
         }
         segment.touch();
-        segment.end.store(offset + header.record_bytes(), Ordering::Release);
-        let indexed = index(&segment, Location { segment: segment.id, offset, body_bytes });
+        segment.end.store(ends.last().copied().unwrap_or(begin), Ordering::Release);
+        let begins = std::iter::once(begin).chain(ends);
+        let mut failed = None;
+        for (Record { header, .. }, offset) in records.iter().zip(begins) {
+            let location = Location { segment: segment.id, offset, body_bytes: header.body_bytes };
+            // One that cannot be indexed keeps none of the others from it.
+            if let Err(error) = index(&segment, &header.key, location) {
+                failed.get_or_insert(error);
+            }
+        }
         *slot = Some(segment);
-        indexed
+        failed.map_or(Ok(records.len()), Err)
     }
 
     /// A segment that nobody writes to, or the next in turn.
@@ -377,9 +427,16 @@ fn open_segment(id: u32, path: PathBuf, buffers: Buffers) -> Result<Segment, Sto
     })
 }
 
-/// Writes header and parts with as few calls as the system allows, without putting them together first.
-fn write_all(file: &File, mut offset: u64, header: &[u8], parts: &[Bytes]) -> io::Result<()> {
-    let slices: Vec<&[u8]> = std::iter::once(header).chain(parts.iter().map(Bytes::as_ref)).collect();
+/// Writes records with as few calls as the system allows, without putting them together first.
+fn write_all(file: &File, mut offset: u64, records: &[Record<'_>]) -> io::Result<()> {
+    let heads: Vec<Vec<u8>> = records.iter().map(|record| record.header.encode()).collect();
+    let slices: Vec<&[u8]> = records
+        .iter()
+        .zip(&heads)
+        .flat_map(|(record, head)| {
+            std::iter::once(head.as_slice()).chain(record.parts.iter().map(Bytes::as_ref))
+        })
+        .collect();
     for group in slices.chunks(SLICES_MAX) {
         let mut slices: Vec<IoSlice<'_>> = group.iter().map(|slice| IoSlice::new(slice)).collect();
         let mut rest: &mut [IoSlice<'_>] = &mut slices;

@@ -66,7 +66,11 @@ async fn send_wants(inner: &Arc<Inner>, link: &Link, outbound: &mut Outbound) ->
         if entries.is_empty() {
             // A reset is noticed at once, not when the next want is lost on it.
             match select(pin!(link.wants.notified()), pin!(outbound.broken())).await {
-                Either::Left(_) => continue,
+                Either::Left(_) => {
+                    // Who was woken together with the one that wants this has yet to say what it wants.
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Either::Right((error, _)) => return Err(error),
             }
         }

@@ -8,7 +8,7 @@ use std::thread;
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 
-use super::{Fixture, OVERHEAD_BYTES, block, blocks, put};
+use super::{Fixture, OVERHEAD_BYTES, block, blocks, put, put_together};
 use crate::ipld::block::RAW;
 use crate::ipld::{Block, Cid, Multihash};
 use crate::store::StoreStats;
@@ -131,6 +131,24 @@ fn a_block_larger_than_a_segment_has_one_of_its_own() {
     assert_eq!(f.packs().len(), 4);
     let f = f.reopened_after(super::remove_index);
     blocks(4, 3000).iter().for_each(|block| f.assert_has(block));
+}
+
+#[test]
+fn blocks_put_together_count_once_and_fill_segments_as_far_as_they_go() {
+    let record_bytes = 1000 + OVERHEAD_BYTES as u64;
+    let f = Fixture::with_segments(8 * record_bytes);
+    let blocks = blocks(40, 1000);
+    f.put(&blocks[3]);
+    put_together(f.blocks(), blocks.iter().chain(&blocks[..1]));
+
+    assert_eq!(f.blocks().stats().blocks, 40);
+    f.assert_counts();
+    let sizes_bytes: Vec<u64> = f.packs().iter().map(|path| path.metadata().unwrap().len()).collect();
+    // The last one has the block that came twice.
+    assert_eq!(sizes_bytes, [8, 8, 8, 8, 8, 1].map(|records| records * record_bytes));
+    let f = f.reopened_after(super::remove_index);
+    blocks.iter().for_each(|block| f.assert_has(block));
+    f.assert_counts();
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 
-use super::{Fixture, OVERHEAD_BYTES, block, blocks, copy, put, remove_index};
+use super::{Fixture, OVERHEAD_BYTES, block, blocks, copy, put, put_together, remove_index};
 use crate::ipld::Block;
 
 /// Blocks that a flush has acknowledged.
@@ -38,7 +38,10 @@ fn what_a_flush_acknowledged_is_in_every_later_copy() {
                 while !done.load(Ordering::Relaxed) {
                     let blocks: Vec<_> = (next..next + 7).map(|seed| block(seed, 900)).collect();
                     next += 7;
-                    blocks.iter().for_each(|block| put(f.blocks(), block));
+                    match writer {
+                        0 => put_together(f.blocks(), &blocks),
+                        _ => blocks.iter().for_each(|block| put(f.blocks(), block)),
+                    }
                     f.blocks().flush().unwrap();
                     acknowledged.extend(blocks);
                 }

@@ -123,6 +123,11 @@ fn put(blocks: &Blockstore, block: &Block) {
     blocks.put(block.cid().hash(), std::slice::from_ref(block.bytes())).unwrap();
 }
 
+fn put_together<'a>(blocks: &Blockstore, all: impl IntoIterator<Item = &'a Block>) {
+    let parts = |block: &'a Block| (block.cid().hash(), std::slice::from_ref(block.bytes()));
+    blocks.put_all(all.into_iter().map(parts)).unwrap();
+}
+
 /// A block of `size` bytes, at least 8, another one for each seed.
 fn block(seed: u64, size: usize) -> Block {
     let mut bytes = seed.to_le_bytes().to_vec();
