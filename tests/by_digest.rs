@@ -92,7 +92,8 @@ async fn an_image_of_a_dead_registry_comes_from_whoever_announces_it() {
     let mirror = mirror_of_the_dead(&third, "prefetch: false").await.start();
     comes_from(&mirror, &image, &publisher).await;
 
-    // All of it is announced anew after a start, so that it is found by who knows nobody that was told before.
+    // All of it is announced anew after a start: nobody is left who was told before.
+    drop((mirror, third));
     let before = count(&publisher, "own tree announced");
     let publisher = publisher.kill_and_restart();
     says_again(&publisher, "own tree announced", before).await;

@@ -21,6 +21,8 @@ mod mesh;
 mod metered;
 mod names;
 mod nat;
+#[cfg(test)]
+mod nat_tests;
 mod peers;
 mod places;
 mod providers;
