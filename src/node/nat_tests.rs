@@ -41,7 +41,10 @@ async fn is_told_by_the_honest_alone(liar: Server) {
 
     let honest = Witness::start(Server::Comes, real.clone(), place.clone()).await;
     meet(&honest).await;
-    until("an address is reached", || node.nat().reachability == Reachability::Public).await;
+    until(&format!("an address is reached, beside {liar:?}"), || {
+        node.nat().reachability == Reachability::Public
+    })
+    .await;
     let told = honest.told_by(id).await;
     assert!(told.contains(&real) && !told.contains(&claimed), "beside {liar:?}: {told:?}");
 }

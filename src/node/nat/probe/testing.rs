@@ -167,12 +167,15 @@ async fn come(client: &Multiaddr, peer: PeerId, nonce: u64) {
     dial_back(&other.control, peer, nonce).await;
 }
 
+/// Brings a number. The node may reset the stream at any moment, which is an answer too.
 async fn dial_back(control: &Control, to: PeerId, nonce: u64) {
     let (_, mut stream) = control.open(to, vec![DIAL_BACK]).await.unwrap();
-    stream.write_all(&DialBack { nonce }.encode_length_delimited_to_vec()).await.unwrap();
-    stream.close().await.unwrap();
-    // It is answered, or reset.
-    let _ = read::<DialBackResponse>(&mut stream, MESSAGE_BYTES_MAX).await;
+    let bringing = async {
+        stream.write_all(&DialBack { nonce }.encode_length_delimited_to_vec()).await?;
+        stream.close().await?;
+        read::<DialBackResponse>(&mut stream, MESSAGE_BYTES_MAX).await
+    };
+    let _: io::Result<DialBackResponse> = bringing.await;
 }
 
 /// What is said by identify, as far as it matters here.
