@@ -94,6 +94,11 @@ impl Witness {
         timeout(TEST_TIMEOUT, self.tested.recv()).await.unwrap().unwrap()
     }
 
+    /// Whether a node connects to it within a second.
+    pub(in crate::node) async fn is_met_by(&self, node: PeerId) -> bool {
+        timeout(Duration::from_secs(1), self.control.connected(&node)).await.is_ok()
+    }
+
     /// The addresses that a connected node tells of itself.
     pub(in crate::node) async fn told_by(&self, node: PeerId) -> Vec<Multiaddr> {
         let mut stream = open(&self.control, node, &[identify::PROTOCOL_NAME]).await;
