@@ -6,6 +6,7 @@
 mod common;
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::Uri;
@@ -24,6 +25,8 @@ use tempfile::TempDir;
 
 const REGISTRY: &str = "registry.example";
 const REPO: &str = "library/app";
+/// What a reader logs when it has announced all of a name.
+const FOLLOWED: &str = "blobs of a name are announced by their digests";
 
 /// The path below `/v2/library/app/` of each part of an image, and what it is.
 fn parts(image: &Image) -> Vec<(String, &[u8])> {
@@ -58,6 +61,20 @@ async fn publisher(other: &Daemon, seed: u64) -> (Daemon, Image) {
     (publisher, image)
 }
 
+/// How often the log has `text`.
+fn count(daemon: &Daemon, text: &str) -> usize {
+    daemon.log().matches(text).count()
+}
+
+/// Waits until the log, which goes on after a restart, has `text` once more than `before`.
+async fn says_again(daemon: &Daemon, text: &str, before: usize) {
+    let begun = Instant::now();
+    while count(daemon, text) <= before {
+        assert!(begun.elapsed() < PATIENCE, "{text:?} is not logged again\n{}", daemon.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Whether all parts of an image come from `peer`.
 async fn comes_from(mirror: &Daemon, image: &Image, peer: &Daemon) {
     for (path, bytes) in parts(image) {
@@ -75,10 +92,12 @@ async fn an_image_of_a_dead_registry_comes_from_whoever_announces_it() {
     let mirror = mirror_of_the_dead(&third, "prefetch: false").await.start();
     comes_from(&mirror, &image, &publisher).await;
 
-    // All of it is announced anew after a start.
+    // All of it is announced anew after a start: nobody is left who was told before.
+    drop((mirror, third));
+    let before = count(&publisher, "own tree announced");
     let publisher = publisher.kill_and_restart();
-    publisher.logs("own tree announced").await;
-    let another = mirror_of_the_dead(&third, "prefetch: false").await.start();
+    says_again(&publisher, "own tree announced", before).await;
+    let another = mirror_of_the_dead(&publisher, "prefetch: false").await.start();
     comes_from(&another, &image, &publisher).await;
 }
 
@@ -92,9 +111,26 @@ async fn a_reader_that_holds_every_blob_is_found_when_the_author_is_gone() {
         .read_only()
         .env("REGISTRY_STORAGE_IPFS_FOLLOW", "all")
         .start();
-    reader.logs("blobs of a name are announced by their digests").await;
+    reader.logs(FOLLOWED).await;
     author.kill();
     let mirror = mirror_of_the_dead(&third, "prefetch: false").await.start();
+    comes_from(&mirror, &image, &reader).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_held_every_blob_before_a_restart_announces_them_again() {
+    let third = daemon().start();
+    let (author, image) = publisher(&third, 8050).await;
+    let reader = daemon().knows(&third).reads(&author.ipns).read_only();
+    let reader = reader.env("REGISTRY_STORAGE_IPFS_FOLLOW", "all").start();
+    reader.logs(FOLLOWED).await;
+    drop((author, third));
+
+    let before = count(&reader, FOLLOWED);
+    let reader = reader.kill_and_restart();
+    says_again(&reader, FOLLOWED, before).await;
+    // Nobody else is left who was told before.
+    let mirror = mirror_of_the_dead(&reader, "prefetch: false").await.start();
     comes_from(&mirror, &image, &reader).await;
 }
 
@@ -149,7 +185,7 @@ async fn liar(other: &Daemon, blob: &[u8]) -> (Tasks, TempDir, Arc<Mutex<Vec<Str
     peer::serve(&tasks, streams, answers.clone(), answers);
     let peers = async {
         while client.stats().peers == 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, peers).await.unwrap();

@@ -8,7 +8,7 @@
 //! warning: its author may only be late.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cid::Cid;
 use futures::future::BoxFuture;
@@ -16,6 +16,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::link::start_of;
@@ -37,7 +38,7 @@ const POLL_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from
 /// … or after this long, while there is no record, or its root is not served.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is asked where a domain leads: DNSLink has no word of its own on that.
-const LINK_TTL: Duration = Duration::from_secs(60);
+pub(super) const LINK_TTL: Duration = Duration::from_secs(60);
 /// How often the newest record is put again, so that it outlives its author: give or take a quarter.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4 * 3600);
 /// How long a look-up waits for the first root of a name.
@@ -266,7 +267,7 @@ impl Follower {
                     // The first that is known is put soon: its author may be gone by the next time.
                     let is_known = self.trail.first().is_some();
                     let pause = if is_known { KEEP_ALIVE_INTERVAL } else { RETRY_PAUSE };
-                    put_again.as_mut().reset(tokio::time::Instant::now() + jittered(pause));
+                    put_again.as_mut().reset(Instant::now() + jittered(pause));
                 }
                 Some(()) = putting.next() => (),
             }

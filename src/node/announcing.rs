@@ -15,6 +15,7 @@ use libp2p::kad::{
 use libp2p::swarm::StreamProtocol;
 use libp2p::{Multiaddr, PeerId};
 use prost::Message;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::event_loop::EventLoop;
@@ -22,8 +23,7 @@ use super::queries::Waiting;
 use super::routing::{self, Dht};
 use super::streams::{Control, OpenError};
 
-/// Regions of a DHT that are announced at once, and of these so many as are begun in one round.
-const REGIONS_MAX: usize = 16;
+/// Regions of a DHT that are begun in one round.
 const BEGUN_PER_ROUND: usize = 4;
 /// How long a peer may take to take what it is told.
 const TELL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -118,8 +118,7 @@ impl EventLoop {
     pub(super) fn announce_some(&mut self) {
         for dht in self.dhts() {
             let providing = self.providing.entry(dht).or_default();
-            let room = REGIONS_MAX.saturating_sub(providing.under_way()).min(BEGUN_PER_ROUND);
-            for target in std::iter::from_fn(|| providing.next()).take(room) {
+            for target in std::iter::from_fn(|| providing.next()).take(BEGUN_PER_ROUND) {
                 let id = self.swarm.behaviour_mut().kad(dht).get_closest_peers(target.to_vec());
                 self.waiting.insert((dht, id), Waiting::Region(target));
             }
@@ -138,11 +137,8 @@ impl EventLoop {
         let provider = provider(self.swarm.local_peer_id(), addresses.take(ADDRESSES_MAX));
         let (control, told) = (self.control.clone(), self.told.clone());
         self.tasks.spawn_short("announce", |stop| async move {
-            let tell_all = tell_all(control, dht, peers, &keys, &provider);
-            if let Some(peers) = stop.run_until_cancelled(tell_all).await {
-                // Nobody takes it when the node has ended.
-                let _ = told.send(Told { dht, keys, peers }).await;
-            }
+            let announce = announce(control, dht, peers, keys, &provider, &told);
+            stop.run_until_cancelled(announce).await;
         });
     }
 
@@ -159,6 +155,20 @@ fn provider<'a>(own: &PeerId, addresses: impl Iterator<Item = &'a Multiaddr>) ->
         addresses: addresses.map(|address| address.to_vec().into()).collect(),
         connection: Connection::Connected.into(),
     }
+}
+
+/// Tells peers, and the loop how that went: for as long as the loop is behind, the region stays under way.
+async fn announce(
+    control: Control,
+    dht: Dht,
+    peers: Vec<PeerId>,
+    keys: Vec<RecordKey>,
+    provider: &Provider,
+    told: &mpsc::Sender<Told>,
+) {
+    let peers = tell_all(control, dht, peers, &keys, provider).await;
+    // Nobody takes it when the node has ended.
+    let _ = told.send(Told { dht, keys, peers }).await;
 }
 
 /// Returns how many of them took it. The look-up has left connections to them: none is dialled.
@@ -205,4 +215,49 @@ async fn tell(
     }
     stream.write_all(&written).await?;
     Ok(stream.close().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use futures::future::join_all;
+
+    use super::*;
+    use crate::node::providing::{Place, Providing, REGIONS_MAX};
+    use crate::node::streams;
+
+    #[tokio::test]
+    async fn while_the_loop_is_behind_no_region_is_lost_and_none_is_begun() {
+        const KEYS: usize = 1000;
+        let (_behaviour, control) = streams::Behaviour::new(Vec::new(), mpsc::channel(1).0);
+        let (told, mut telling) = mpsc::channel(1);
+        let mut providing = Providing::default();
+        assert!((0..KEYS).all(|n| providing.add(RecordKey::new(&n.to_be_bytes()))));
+        // Peers that are not connected any more: nobody is told.
+        let peers: Vec<PeerId> = std::iter::repeat_with(PeerId::random).take(1000).collect();
+        let provider = provider(&peers[0], std::iter::empty());
+        let mut announcing = Vec::new();
+        while let Some(target) = providing.next() {
+            let place = Place::of_key(&target);
+            let mut closest = peers.clone();
+            closest.sort_by_key(|peer| std::cmp::Reverse(place.shared_bits(&Place::of_peer(peer))));
+            closest.truncate(20);
+            let keys = providing.take(&target, &closest, Instant::now());
+            announcing.push(announce(control.clone(), Dht::Lan, closest, keys, &provider, &told));
+        }
+        assert_eq!((announcing.len(), providing.under_way()), (REGIONS_MAX, REGIONS_MAX));
+
+        let mut announcing = Box::pin(join_all(announcing));
+        assert!(announcing.as_mut().now_or_never().is_none(), "they wait for the loop");
+        assert!(providing.next().is_none(), "and others wait for them");
+        let reading = async {
+            for left in (0..REGIONS_MAX).rev() {
+                let Told { keys, peers, .. } = telling.recv().await.unwrap();
+                providing.told(&keys, peers);
+                assert_eq!(providing.under_way(), left);
+            }
+        };
+        futures::join!(announcing, reading);
+        assert_eq!((providing.waiting(), providing.next().is_some()), (KEYS, true), "all of them wait again");
+    }
 }

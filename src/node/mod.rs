@@ -22,6 +22,8 @@ mod metered;
 mod multiplexer;
 mod names;
 mod nat;
+#[cfg(test)]
+mod nat_tests;
 mod peers;
 mod places;
 mod providers;

@@ -19,6 +19,8 @@ use super::behaviour::PROVIDED_KEYS_MAX;
 const AGAIN_AFTER: Duration = Duration::from_secs(12 * 3600);
 /// What was announced as long ago as this goes along when its region is served anyway.
 const ALONG_AFTER: Duration = Duration::from_secs(6 * 3600);
+/// Regions that are under way at once.
+pub(super) const REGIONS_MAX: usize = 16;
 /// Keys of one region; the rest of it takes another look-up, so that one with a poor answer spoils no more than these.
 pub(super) const REGION_KEYS_MAX: usize = 1024;
 
@@ -42,7 +44,7 @@ impl Place {
     }
 
     /// Leading bits that both have.
-    fn shared_bits(&self, other: &Self) -> u32 {
+    pub(super) fn shared_bits(&self, other: &Self) -> u32 {
         let mut bits = 0;
         for (ours, theirs) in self.0.iter().zip(&other.0) {
             match (ours ^ theirs).leading_zeros() {
@@ -100,9 +102,12 @@ impl Providing {
         true
     }
 
-    /// The key whose closest peers are to be looked up next: the first that waits outside the regions under way. Ended
-    /// by [`take`](Self::take).
+    /// The key whose closest peers are to be looked up next: the first that waits outside the regions under way. None while
+    /// [`REGIONS_MAX`] of these are. Ended by [`take`](Self::take).
     pub(super) fn next(&mut self) -> Option<RecordKey> {
+        if self.under_way() >= REGIONS_MAX {
+            return None;
+        }
         let start = self.cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let place = self.free_in((start, Bound::Unbounded)).or_else(|| {
             let end = self.cursor.map_or(Bound::Unbounded, Bound::Included);

@@ -17,10 +17,10 @@ use crate::ipld::{Block, Cid};
 use crate::store::{Store, StoreOptions};
 use crate::tasks::Tasks;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Node {
-    client: NodeClient,
+pub(super) struct Node {
+    pub(super) client: NodeClient,
     store: Store,
     tasks: Tasks,
     key: Keypair,
@@ -51,7 +51,7 @@ impl Node {
         node
     }
 
-    fn config(address: Multiaddr, bootstrap: &[&Node], followed: &[IpnsName]) -> NodeConfig {
+    pub(super) fn config(address: Multiaddr, bootstrap: &[&Node], followed: &[IpnsName]) -> NodeConfig {
         NodeConfig {
             listen: vec![address],
             bootstrap: bootstrap.iter().map(|node| node.address()).collect(),
@@ -61,7 +61,7 @@ impl Node {
         }
     }
 
-    async fn configured(folder: TempDir, key: Keypair, config: NodeConfig) -> Self {
+    pub(super) async fn configured(folder: TempDir, key: Keypair, config: NodeConfig) -> Self {
         let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
         let tasks = Tasks::new();
         let (client, _) = start(&tasks, &store, key.clone(), config).await.unwrap();
@@ -69,7 +69,7 @@ impl Node {
     }
 
     /// One that looks for a way through NATs, by these relays.
-    async fn behind_nat(relays: &[&Node], swarm_key: Option<SwarmKey>) -> Self {
+    pub(super) async fn behind_nat(relays: &[&Node], swarm_key: Option<SwarmKey>) -> Self {
         let nowhere = Self::config("/ip4/127.0.0.1/tcp/0".parse().unwrap(), &[], &[]);
         let relays = relays.iter().map(|node| node.address()).collect();
         let config = NodeConfig { nat: true, relays, swarm_key, ..nowhere };
@@ -82,11 +82,11 @@ impl Node {
         Self::configured(TempDir::new().unwrap(), Keypair::generate_ed25519(), config).await
     }
 
-    fn nat(&self) -> NatStats {
+    pub(super) fn nat(&self) -> NatStats {
         self.client.stats().nat
     }
 
-    fn address(&self) -> Multiaddr {
+    pub(super) fn address(&self) -> Multiaddr {
         self.client.listen_addresses().swap_remove(0)
     }
 
@@ -108,7 +108,7 @@ impl Node {
     }
 }
 
-async fn until(what: &str, reached: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, reached: impl Fn() -> bool) {
     let waiting = async {
         while !reached() {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -73,8 +73,8 @@ struct Shared {
     banned: Cache<Peer, Instant>,
     /// Who cannot go to which registry.
     unable: Cache<(Peer, Host), ()>,
-    /// Digests that nobody gave a short while ago who announces them.
-    unprovided: Cache<Digest, ()>,
+    /// Digests that nobody gave who announces them, and when that was.
+    unprovided: Cache<Digest, tokio::time::Instant>,
 }
 
 /// What is known of a peer.

@@ -1,15 +1,22 @@
 //! Names that are followed: which root is served, and what of it outlives a restart.
 
+#[path = "../../../tests/common/name_server.rs"]
+#[allow(unreachable_pub, reason = "the tests of whole daemons share it")]
+mod name_server;
+
 use std::time::Duration;
 
 use cid::Cid;
 use jiff::SignedDuration;
 use libp2p::identity::Keypair;
+use name_server::{NameServer, link};
 
 use super::{Desk, Knows, grow, pass, until, until_within};
+use crate::config::NamingConfig;
+use crate::ipld::TreeName;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
 use crate::mirror::MirrorError;
-use crate::mirror::roots::Follow;
+use crate::mirror::roots::{Follow, LINK_TTL};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -218,4 +225,39 @@ async fn a_name_that_nobody_knows_is_not_an_empty_tree() {
     let desk = Desk::new(Knows::Nothing);
     let follow = desk.follow().await;
     assert!(matches!(follow.roots().await, Err(MirrorError::Unresolved(name)) if name == desk.name().into()));
+}
+
+/// Moves the clock on at once. It does not stand still before and after: it would run ahead of what comes from a socket.
+async fn leap(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_domain_that_leads_elsewhere_is_followed_there_without_a_restart() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let desk = Desk::new(Knows::Nothing);
+    let [first, second, third] = [grow(&desk.far, &["1"]), grow(&desk.far, &["2"]), grow(&desk.far, &["3"])];
+    let (first, second, third) = tokio::join!(first, second, third);
+    let next = Keypair::generate_ed25519();
+    let (until, ttl) = (super::now() + SignedDuration::from_hours(24), Duration::from_secs(60));
+    desk.network.knows(Knows::Record(desk.record(1, &first, 24)));
+    desk.network.knows_also(IpnsRecord::sign(&next, &second, 1, until, ttl).unwrap());
+    let leads_to = |path: String| link("_dnslink.team.example", path);
+    let names = NameServer::start([leads_to(format!("/ipns/{}", desk.name()))]);
+    let naming = NamingConfig { name_server: Some(names.address.parse().unwrap()), eth_node: None };
+    let follow = desk.follow_by(&naming, TreeName::Domain("team.example".parse().unwrap())).await;
+    let serves = async |root| {
+        until_within(PATIENCE, "the root is served", || follow.status().root == Some(root)).await;
+    };
+    serves(first).await;
+
+    let next = IpnsName::from_peer_id(next.public().to_peer_id());
+    for (path, root) in [(format!("/ipns/{next}"), second), (format!("/ipfs/{third}"), third)] {
+        names.set(leads_to(path));
+        // A poll may come a quarter late.
+        leap(LINK_TTL * 5 / 4).await;
+        serves(root).await;
+    }
 }

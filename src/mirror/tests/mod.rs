@@ -30,8 +30,8 @@ use super::signer::{Signer, SigningKey};
 use crate::config::{FollowMode, NamingConfig};
 use crate::dag::{Blocks, Tree};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerBody, Want};
-use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};
+use crate::ipld::{Block, TreeName};
 use crate::naming::Naming;
 use crate::store::{OwnRecord, State, Store, StoreOptions};
 use crate::tasks::Tasks;
@@ -260,10 +260,14 @@ impl Desk {
 
     /// Starts following the name of the key.
     async fn follow(&self) -> Follow {
-        let naming = Naming::new(&NamingConfig::default()).unwrap();
+        self.follow_by(&NamingConfig::default(), self.name().into()).await
+    }
+
+    async fn follow_by(&self, naming: &NamingConfig, name: TreeName) -> Follow {
+        let naming = Naming::new(naming).unwrap();
         let (ipfs, tree, state) = (self.network.clone(), self.tree.clone(), self.state().clone());
         let following = Following::new(ipfs, naming, tree, state, now);
-        let followed = (self.name().into(), FollowMode::Tags);
+        let followed = (name, FollowMode::Tags);
         Follow::start(&self.tasks, following, followed, self.updates.subscribe()).await.unwrap()
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{Stream, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, SwarmBuilder, noise, tcp, yamux};
 use tempfile::TempDir;
@@ -72,7 +73,9 @@ impl Bare {
                     () = stop.cancelled() => return,
                     command = received.recv() => match command {
                         Some(Command::Dial(address, done)) => {
-                            swarm.dial(address.clone()).unwrap();
+                            // The port that it listens on may be taken for this by another connection.
+                            let dial = DialOpts::unknown_peer_id().address(address.clone());
+                            swarm.dial(dial.allocate_new_port().build()).unwrap();
                             dialling.push((address, done));
                         }
                         Some(Command::Hangup(peer)) => _ = swarm.disconnect_peer_id(peer),

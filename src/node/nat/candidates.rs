@@ -3,6 +3,8 @@
 //! A test that went well is proven: the server has come in. One that failed is a server's word only, so that two of them must
 //! agree before an address is taken back. Each server has one voice, its last; what was taken back is tested again, by
 //! others first, and comes back when one of them has come in. go-libp2p weighs its tests in the same way.
+//!
+//! A server that does not test keeps no other from it: each is asked in its turn, whatever it answered.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -12,6 +14,8 @@ use libp2p::{Multiaddr, PeerId};
 use super::is_relayed;
 use crate::node::routing::is_public;
 
+/// Servers that are known at once.
+pub(super) const SERVERS_MAX: usize = 64;
 /// Addresses that are tested in one run. Each is one that some peer claims to see us at.
 const CANDIDATES_MAX: usize = 256;
 /// Voices that count, the last ones: a server that has lied is forgotten when others were asked.
@@ -32,6 +36,8 @@ pub(super) struct Candidates(HashMap<Multiaddr, Candidate>);
 struct Candidate {
     /// The oldest first.
     voices: VecDeque<(PeerId, Voice)>,
+    /// Who was asked, the oldest first.
+    asked: VecDeque<PeerId>,
     next: Instant,
     pause: Duration,
     under_way: bool,
@@ -58,21 +64,37 @@ impl Candidates {
     pub(super) fn add(&mut self, address: &Multiaddr, now: Instant) {
         let fits = is_public(address) && !is_relayed(address);
         if fits && self.0.len() < CANDIDATES_MAX {
-            let fresh = || Candidate { voices: VecDeque::new(), next: now, pause: PAUSE.0, under_way: false };
+            let fresh = || Candidate {
+                voices: VecDeque::new(),
+                asked: VecDeque::new(),
+                next: now,
+                pause: PAUSE.0,
+                under_way: false,
+            };
             self.0.entry(address.clone()).or_insert_with(fresh);
         }
     }
 
-    /// The tests to begin, each with the server to ask: one that has not said anything yet, or whose word is the oldest.
-    /// `servers`: in whatever order they are to be preferred.
-    pub(super) fn due(&mut self, servers: &[PeerId], now: Instant) -> Vec<(Multiaddr, PeerId)> {
+    /// The tests to begin, each with the server to ask: one that was not asked yet, or was asked the longest ago; of
+    /// several the one with the fewest tests under way. `servers`: in whatever order they are to be preferred. `busy`: the
+    /// server of each test under way, to which these are added.
+    pub(super) fn due(
+        &mut self,
+        servers: &[PeerId],
+        busy: &mut Vec<PeerId>,
+        now: Instant,
+    ) -> Vec<(Multiaddr, PeerId)> {
         let mut due: Vec<_> =
             self.0.iter_mut().filter(|(_, known)| !known.under_way && now >= known.next).collect();
         due.sort_by_key(|(_, known)| known.next);
         let begun = due.into_iter().take(BEGUN_MAX).filter_map(|(address, known)| {
-            let age = |server: &&PeerId| known.voices.iter().position(|(said, _)| said == *server);
-            let server = *servers.iter().min_by_key(age)?;
-            known.under_way = true;
+            let turn = |server: &&PeerId| {
+                let asked = known.asked.iter().position(|asked| asked == *server);
+                (asked, busy.iter().filter(|busy| busy == server).count())
+            };
+            let server = *servers.iter().min_by_key(turn)?;
+            known.ask(server);
+            busy.push(server);
             Some((address.clone(), server))
         });
         begun.collect()
@@ -116,6 +138,15 @@ impl Candidates {
 }
 
 impl Candidate {
+    fn ask(&mut self, server: PeerId) {
+        self.under_way = true;
+        self.asked.retain(|asked| *asked != server);
+        self.asked.push_back(server);
+        if self.asked.len() > SERVERS_MAX {
+            self.asked.pop_front();
+        }
+    }
+
     fn count(&self, voice: Voice) -> usize {
         self.voices.iter().filter(|(_, said)| *said == voice).count()
     }
@@ -147,7 +178,7 @@ mod tests {
         /// The next test, when it is due; tells whom it was asked of.
         fn next(&mut self, answer: impl Fn(usize) -> Option<Voice>) -> (usize, Verdict) {
             loop {
-                let due = self.candidates.due(&self.servers, self.now);
+                let due = self.candidates.due(&self.servers, &mut Vec::new(), self.now);
                 let Some((address, server)) = due.first() else {
                     self.now += PAUSE.0;
                     continue;
@@ -167,7 +198,7 @@ mod tests {
         assert!(candidates.0.is_empty());
         (0..2 * CANDIDATES_MAX).for_each(|port| candidates.add(&at(port), now));
         assert_eq!(candidates.0.len(), CANDIDATES_MAX);
-        assert_eq!(candidates.due(&[relay], now).len(), BEGUN_MAX);
+        assert_eq!(candidates.due(&[relay], &mut Vec::new(), now).len(), BEGUN_MAX);
     }
 
     #[test]
@@ -180,6 +211,25 @@ mod tests {
 
         let mut alone = Tested::by(1);
         assert!((0..20).all(|_| alone.next(lie).1 == Verdict::Open), "however often it says so");
+    }
+
+    #[test]
+    fn who_does_not_test_keeps_no_other_from_it() {
+        let mut tested = Tested::by(3);
+        let answer = |server| (server > 0).then_some(Voice::Reached);
+        let asked: Vec<_> = (0..6).map(|_| tested.next(answer).0).collect();
+        assert_eq!(asked, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn who_does_not_answer_is_asked_after_others() {
+        let (mut candidates, now) = (Candidates::default(), Instant::now());
+        let [mute, other] = [(); 2].map(|()| PeerId::random());
+        let mut busy = vec![mute; 2];
+        (1..=4).for_each(|port| candidates.add(&at(port), now));
+        let due = candidates.due(&[mute, other], &mut busy, now);
+        assert_eq!(due.iter().filter(|(_, server)| *server == other).count(), 3);
+        assert_eq!(busy.len(), 6);
     }
 
     #[test]

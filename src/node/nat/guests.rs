@@ -11,8 +11,8 @@ use super::{CIRCUITS_MAX, RESERVATIONS_MAX};
 use crate::ipfs::Peer;
 
 /// Of the reservations and circuits, those of strangers.
-pub(super) const GUEST_RESERVATIONS_MAX: usize = RESERVATIONS_MAX / 2;
-pub(super) const GUEST_CIRCUITS_MAX: usize = CIRCUITS_MAX / 2;
+pub(in crate::node) const GUEST_RESERVATIONS_MAX: usize = RESERVATIONS_MAX / 2;
+pub(in crate::node) const GUEST_CIRCUITS_MAX: usize = CIRCUITS_MAX / 2;
 
 /// Whom we are a relay for, beside the fleet. Cheap to clone.
 #[derive(Clone)]

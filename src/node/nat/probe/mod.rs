@@ -1,6 +1,11 @@
 //! The client of AutoNAT version 2 (libp2p specification `autonat-v2`): asks a server to dial an address of ours, and knows by
 //! a number that only the two share that it has come.
 
+#[cfg(test)]
+pub(in crate::node) mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -19,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::candidates::{BEGUN_MAX, Candidates, Verdict, Voice};
+use super::candidates::{BEGUN_MAX, Candidates, SERVERS_MAX, Verdict, Voice};
 use crate::node::delimited::read;
 use crate::node::streams::{Control, Incoming, OpenError};
 use crate::tasks::Tasks;
@@ -38,8 +43,6 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 /// What a server may have us send before it dials, so that nobody has it dial others for nothing.
 const DATA_BYTES_MAX: u64 = 100_000;
 const DATA_STEP_BYTES: usize = 4000;
-/// Servers that are known at once.
-const SERVERS_MAX: usize = 64;
 const ROUND: Duration = Duration::from_secs(2);
 
 #[derive(Clone, PartialEq, Message)]
@@ -177,6 +180,8 @@ pub(in crate::node) struct Prober {
     control: Control,
     nonces: Nonces,
     servers: Vec<PeerId>,
+    /// The server of each test that is under way.
+    busy: Vec<PeerId>,
     candidates: Candidates,
     next: Instant,
     under_way: FuturesUnordered<BoxFuture<'static, Probed>>,
@@ -188,6 +193,7 @@ impl Prober {
             control,
             nonces: Nonces::default(),
             servers: Vec::new(),
+            busy: Vec::new(),
             candidates: Candidates::default(),
             next: Instant::now(),
             under_way: FuturesUnordered::new(),
@@ -224,7 +230,7 @@ impl Prober {
             return;
         }
         self.servers.rotate_left(1);
-        for (address, server) in self.candidates.due(&self.servers, now) {
+        for (address, server) in self.candidates.due(&self.servers, &mut self.busy, now) {
             let (control, nonce) = (self.control.clone(), self.nonces.next());
             self.under_way.push(Box::pin(async move {
                 let probe = timeout(TEST_TIMEOUT, probe(&control, server, &address, &nonce));
@@ -242,6 +248,9 @@ impl Prober {
     /// What follows of a test for its address.
     pub(super) fn judge(&mut self, probed: Probed, now: Instant) -> (Multiaddr, Option<Voice>, Verdict) {
         let Probed { address, server, outcome } = probed;
+        if let Some(at) = self.busy.iter().position(|busy| *busy == server) {
+            self.busy.swap_remove(at);
+        }
         match &outcome {
             Ok(Voice::Reached) => tracing::debug!(%address, peer.id = %server, "reached by a server"),
             Ok(Voice::NotReached) => tracing::info!(%address, peer.id = %server, "not reached from outside"),
@@ -339,143 +348,4 @@ pub fn fuzz(bytes: &[u8]) {
         assert!(sent.data.len() <= MESSAGE_BYTES_MAX);
     }
     let _ = read::<DialBack>(&mut cursor(), MESSAGE_BYTES_MAX).now_or_never();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::bitswap::testing::Bare;
-
-    /// What a server does with a request.
-    #[derive(Clone, Copy, PartialEq)]
-    enum Server {
-        /// Comes in by a connection of its own, after it was given data.
-        Comes,
-        /// Comes by the connection that it was asked over.
-        StaysWhereItIs,
-        SaysThatItCame,
-        SaysThatItCannot,
-        WantsMuch,
-        Refuses,
-    }
-
-    impl Server {
-        fn answer(self) -> Said {
-            let (status, dial_status) = match self {
-                Self::SaysThatItCannot => (OK, DIAL_ERROR),
-                Self::Refuses => (101, 0),
-                _ => (OK, OK),
-            };
-            match self {
-                Self::WantsMuch => Said::DataRequest(DataRequest { index: 0, bytes: 1 << 40 }),
-                _ => Said::Response(DialResponse { status, index: 0, dial_status }),
-            }
-        }
-
-        /// Plays the server for ever; `client`: where the node really is.
-        async fn play(self, mut bare: Bare, client: Multiaddr) {
-            while let Some(Incoming { peer, mut stream, .. }) = bare.incoming.recv().await {
-                let asked: Envelope = read(&mut stream, MESSAGE_BYTES_MAX).await.unwrap();
-                let Some(Said::Request(DialRequest { nonce, .. })) = asked.said else { panic!("no request") };
-                if self == Self::Comes {
-                    say(&mut stream, Said::DataRequest(DataRequest { index: 0, bytes: 30_000 }))
-                        .await
-                        .unwrap();
-                    let mut came = 0;
-                    while came < 30_000 {
-                        let data: Envelope = read(&mut stream, MESSAGE_BYTES_MAX).await.unwrap();
-                        let Some(Said::Data(Data { data })) = data.said else { panic!("no data") };
-                        came += data.len();
-                    }
-                    let other = Bare::speaking(Vec::new(), 1).await;
-                    other.dial(&client).await;
-                    dial_back(&other.control, peer, nonce).await;
-                } else if self == Self::StaysWhereItIs {
-                    dial_back(&bare.control, peer, nonce).await;
-                }
-                say(&mut stream, self.answer()).await.unwrap();
-            }
-        }
-    }
-
-    async fn dial_back(control: &Control, to: PeerId, nonce: u64) {
-        let (_, mut stream) = control.open(to, vec![DIAL_BACK]).await.unwrap();
-        stream.write_all(&DialBack { nonce }.encode_length_delimited_to_vec()).await.unwrap();
-        stream.close().await.unwrap();
-        // It is answered, or reset.
-        let _ = read::<DialBackResponse>(&mut stream, MESSAGE_BYTES_MAX).await;
-    }
-
-    /// A node that has an address tested by these servers.
-    async fn tested_by(servers: &[Server]) -> (Prober, Vec<PeerId>, Multiaddr, Tasks) {
-        let mut node = Bare::speaking(vec![DIAL_BACK], 8).await;
-        let tasks = node.tasks.clone();
-        let (_, none) = mpsc::channel(1);
-        let mut prober = Prober::new(node.control.clone());
-        prober.serve(&tasks, std::mem::replace(&mut node.incoming, none));
-        let mut peers = Vec::new();
-        for server in servers {
-            let bare = Bare::speaking(vec![DIAL_REQUEST], 8).await;
-            peers.push(bare.peer);
-            node.dial(&bare.address).await;
-            prober.found(bare.peer);
-            let (server, client) = (*server, node.address.clone());
-            tasks.spawn_short("server", |stop| async move {
-                stop.run_until_cancelled(server.play(bare, client)).await;
-            });
-        }
-        let address: Multiaddr = "/ip4/8.8.8.8/tcp/4001".parse().unwrap();
-        prober.test(&address, Instant::now());
-        tasks.spawn_short("node", |stop| async move {
-            let _node = node;
-            stop.cancelled().await;
-        });
-        (prober, peers, address, tasks)
-    }
-
-    /// The next test, as if its time had come.
-    async fn next(prober: &mut Prober, now: &mut Instant) -> (Option<Voice>, Verdict) {
-        while prober.under_way.is_empty() {
-            *now += ROUND;
-            prober.round(*now);
-        }
-        let probed = prober.probed().await.unwrap();
-        let (_, voice, verdict) = prober.judge(probed, *now);
-        (voice, verdict)
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn who_lies_proves_nothing_and_takes_nothing_away() {
-        for (server, voice) in [
-            (Server::Comes, Some(Voice::Reached)),
-            (Server::StaysWhereItIs, None),
-            (Server::SaysThatItCame, None),
-            (Server::SaysThatItCannot, Some(Voice::NotReached)),
-            (Server::WantsMuch, None),
-            (Server::Refuses, None),
-        ] {
-            let (mut prober, _, _, _tasks) = tested_by(&[server]).await;
-            let mut now = Instant::now();
-            let said = next(&mut prober, &mut now).await;
-            let verdict = if server == Server::Comes { Verdict::Reached } else { Verdict::Open };
-            assert_eq!(said, (voice, verdict));
-            assert!(prober.nonces.lock().is_empty(), "none is left");
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn an_address_that_liars_took_away_comes_back_by_others() {
-        use Server::{Comes, SaysThatItCannot};
-        let (mut prober, ..) = tested_by(&[SaysThatItCannot, SaysThatItCannot, Comes, Comes]).await;
-        let others = prober.servers.split_off(2);
-        let mut now = Instant::now();
-        let mut said = Vec::new();
-        for servers in [Vec::new(), others] {
-            prober.servers.extend(servers);
-            for _ in 0..2 {
-                said.push(next(&mut prober, &mut now).await.1);
-            }
-        }
-        assert_eq!(said, [Verdict::Open, Verdict::NotReached, Verdict::Open, Verdict::Reached]);
-    }
 }
