@@ -100,6 +100,9 @@ async fn side_door(relay: &Multiaddr, tasks: &Tasks) -> Multiaddr {
     tasks.spawn_short("door", |stop| async move {
         while let Some(Ok((mut outside, _))) = stop.run_until_cancelled(door.accept()).await {
             let socket = TcpSocket::new_v4().unwrap();
+            // Whatever port it gets may be one that a node listens on: which binds it at all addresses when it dials.
+            socket.set_reuseaddr(true).unwrap();
+            socket.set_reuseport(true).unwrap();
             socket.bind((ip, 0).into()).unwrap();
             let mut inside = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
             passing.spawn_short("passing", |stop| async move {
