@@ -14,7 +14,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
     PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, dcutr, identify, mdns, memory_connection_limits,
-    noise, ping, relay, tcp,
+    noise, ping, relay,
 };
 
 use super::admission::{Admission, Named, Places};
@@ -28,6 +28,7 @@ use super::nat::guests::Guests;
 use super::peers::peer_of;
 use super::routing::Dht;
 use super::security::Security;
+use super::sockets::Sockets;
 use super::{NodeConfig, NodeError, SwarmKey, nat, providers, pubsub, quic, streams};
 use crate::ipld::ipns::IpnsName;
 
@@ -137,7 +138,7 @@ fn public(
     Ok(SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_other_transport(|keypair| {
-            let sockets = Filtered::new(tcp::tokio::Transport::new(tcp()), filters.clone());
+            let sockets = Filtered::new(Sockets::new(), filters.clone());
             let sockets = Paced::tcp(sockets, dials.clone());
             let secured = sockets.upgrade(Version::V1Lazy).authenticate(Security::new(keypair)?);
             Ok(secured.multiplex(Multiplexer::new()))
@@ -169,7 +170,7 @@ fn private(
         .with_other_transport(|keypair| {
             let noise = noise::Config::new(keypair)?;
             let shared = PnetConfig::new(key.0);
-            let sockets = Filtered::new(tcp::tokio::Transport::new(tcp()), filters);
+            let sockets = Filtered::new(Sockets::new(), filters);
             let private = sockets.and_then(move |socket, _| {
                 // What it writes comes in pieces of a kilobyte, each of which would be a call to the system.
                 shared.handshake(BufWriter::with_capacity(PRIVATE_BUFFER_BYTES, socket))
@@ -185,10 +186,6 @@ fn private(
         .map_err(|error| transport(&error))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .build())
-}
-
-fn tcp() -> tcp::Config {
-    tcp::Config::default().nodelay(true)
 }
 
 fn transport(error: &dyn std::fmt::Display) -> NodeError {

@@ -35,6 +35,7 @@ mod room;
 mod routing;
 mod search;
 mod security;
+mod sockets;
 pub mod streams;
 mod subnets;
 mod swarm_key;
