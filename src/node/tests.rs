@@ -45,9 +45,9 @@ impl Node {
     ) -> Self {
         let config = Self::config(address, bootstrap, followed);
         let node = Self::configured(folder, key, config).await;
-        for other in bootstrap {
-            until("the peers know of each other", || node.is_routable() && other.is_routable()).await;
-        }
+        let knows_all = || node.client.routable() >= bootstrap.len();
+        let is_known = || bootstrap.iter().all(|other| other.is_routable());
+        until("the peers know of each other", || knows_all() && is_known()).await;
         node
     }
 
