@@ -46,7 +46,8 @@ deny 0-65535 0.0.0.0/0 0-65535
 C
 # gateway_start - the part of the gateway that opens ports, which has opened none yet.
 gateway_start() {
-  inside gateway miniupnpd -d -f "$W/miniupnpd.conf" -P "$W/miniupnpd.pid" >>"$W/miniupnpd.log" 2>&1 & gateway_pid=$!
+  # By itself and not by a function: what is stopped later is to be miniupnpd.
+  ip netns exec gateway miniupnpd -d -f "$W/miniupnpd.conf" -P "$W/miniupnpd.pid" >>"$W/miniupnpd.log" 2>&1 & gateway_pid=$!
   PIDS+=($gateway_pid)
   # A client of another make, so that it is the gateway that is met here.
   wait_for 20 "the gateway is found by multicast" inside home upnpc -m eth0 -s
