@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bitswap::Exchange;
 use super::client::NodeClient;
-use super::event_loop::Command;
+use super::command::Command;
 use crate::ipfs::{IpfsError, Want};
 use crate::ipld::Block;
 use crate::ipld::ipns::{IpnsName, IpnsRecord};

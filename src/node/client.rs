@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::beside;
 use super::bitswap::{BitswapStats, Exchange};
-use super::event_loop::Command;
+use super::command::Command;
 use super::http_streams::HttpStreams;
 use super::nat::NatStats;
 use super::queries::Answer;

@@ -11,20 +11,21 @@ use libp2p::kad::{QueryId, RecordKey};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, mdns, ping};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::announcing::Told;
 use super::behaviour::{Behaviour, BehaviourEvent};
 use super::bitswap::{Exchange, FindProviders};
 use super::client::{Crowd, View};
+use super::command::Command;
 use super::mesh::Mesh;
 use super::nat::{self, Nat};
 use super::peers::{Book, KNOWN_MAX};
 use super::providers::Providers;
 use super::providing::Providing;
 use super::pubsub::Pubsub;
-use super::queries::{Answer, Waiting};
+use super::queries::Waiting;
 use super::routing::Dht;
 use super::search::Dialled;
 use super::valued::Valued;
@@ -43,37 +44,6 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(600);
 const CHANGES_QUEUED_MAX: usize = 4096;
 /// Announcements that may be behind in saying how they went.
 const TOLD_QUEUED_MAX: usize = 64;
-
-/// What the client asks of the loop.
-pub(super) enum Command {
-    GetRecord {
-        name: IpnsName,
-        reply: mpsc::Sender<Answer>,
-    },
-    /// `reply` gets each peer that took the record.
-    PutRecord {
-        record: IpnsRecord,
-        reply: mpsc::Sender<PeerId>,
-    },
-    /// The best record that a lookup found, and who gave an older one.
-    Found {
-        record: IpnsRecord,
-        behind: Vec<PeerId>,
-    },
-    Provide(Vec<Cid>),
-    /// One more name whose records are told of; it has no topic.
-    Follow(IpnsName),
-    /// Somebody who is said to have a DAG.
-    DialProvider {
-        root: Cid,
-        peer: PeerId,
-        addresses: Vec<Multiaddr>,
-    },
-    Dial {
-        address: Multiaddr,
-        reply: oneshot::Sender<Result<(), IpfsError>>,
-    },
-}
 
 /// Names that are followed, those that others lead to included.
 const FOLLOWED_MAX: usize = 4096;

@@ -9,6 +9,7 @@ mod behaviour;
 mod beside;
 pub mod bitswap;
 mod client;
+mod command;
 mod connections;
 mod delimited;
 mod event_loop;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::SEARCHES_QUEUED_MAX;
 use super::bitswap::FindProviders;
-use super::event_loop::Command;
+use super::command::Command;
 use crate::ipld::Cid;
 use crate::tasks::Tasks;
 use crate::web::Web;
