@@ -173,13 +173,23 @@ async fn of_many_layers_a_few_are_asked_for_at_a_time() {
 }
 
 #[tokio::test]
-async fn without_prefetch_all_layers_are_asked_for() {
-    let image = Image::new(582, &LAYERS);
-    let upstream = Upstream::with(REPO, "1", &image).await;
-    let mirror = mirror_of(&upstream, "prefetch: false").start();
-    upstream.fails(Rule::on(&digest_of(&image.blobs[2]), Fault::Status(404, "")));
+async fn without_prefetch_all_layers_are_asked_for_and_none_is_begun() {
+    let (upstream, mirror, image) = scene(582, "prefetch: false").await;
+    assert_eq!(told(&mirror, "manifests/1").await.0, StatusCode::OK);
+    for (n, blob) in image.blobs.iter().enumerate() {
+        let digest = digest_of(blob);
+        let asked = (upstream.count("HEAD", &digest), upstream.count("GET", &digest));
+        assert_eq!(asked, if n == 0 { (0, 1) } else { (1, 0) }, "{n}: {:?}", upstream.seen());
+    }
+
+    let (upstream, mirror, image) = scene(542, "prefetch: false").await;
+    let lacking = digest_of(&image.blobs[2]);
+    upstream.fails(Rule::on(&lacking, Fault::Status(404, "")));
     is_refused(&mirror, "1", "though a manifest names it", "no second layer").await;
-    assert_eq!((upstream.count("HEAD", "/blobs/"), upstream.count("GET", "/blobs/")), (2, 1));
+    is_refused(&mirror, "1", &lacking, "no second layer").await;
+    for layer in &image.blobs[1..] {
+        assert_eq!(upstream.count("GET", &digest_of(layer)), 0, "{:?}", upstream.seen());
+    }
 }
 
 #[tokio::test]
@@ -229,14 +239,6 @@ async fn who_asks_for_the_header_alone_begins_nothing() {
     assert_eq!(answer.status(), StatusCode::OK);
     assert_eq!(header(&answer, "docker-content-digest"), digest_of(&image.manifest));
     assert_eq!(upstream.count("GET", "/blobs/"), 0);
-}
-
-#[tokio::test]
-async fn without_prefetch_no_layer_is_begun() {
-    let (upstream, mirror, image) = scene(542, "prefetch: false").await;
-    assert_eq!(told(&mirror, "manifests/1").await.0, StatusCode::OK);
-    assert_eq!(upstream.count("GET", "/blobs/"), 1, "{:?}", upstream.seen());
-    assert_eq!(upstream.count("GET", &digest_of(&image.blobs[0])), 1);
 }
 
 #[tokio::test]
