@@ -60,18 +60,26 @@ pub(super) enum Verdict {
 }
 
 impl Candidates {
-    /// Takes in an address that is to be tested, unless it is private or there are too many.
+    /// Takes in an address that is to be tested, unless it is private or there are too many. One that servers agree not to
+    /// reach leaves its place, so that a peer with many claims keeps a true one out for a while only.
     pub(super) fn add(&mut self, address: &Multiaddr, now: Instant) {
-        let fits = is_public(address) && !is_relayed(address);
-        if fits && self.0.len() < CANDIDATES_MAX {
-            let fresh = || Candidate {
+        if !is_public(address) || is_relayed(address) || self.0.contains_key(address) {
+            return;
+        }
+        if self.0.len() >= CANDIDATES_MAX {
+            let refuted =
+                self.0.iter().find(|(_, known)| known.is_refuted()).map(|(address, _)| address.clone());
+            refuted.and_then(|address| self.0.remove(&address));
+        }
+        if self.0.len() < CANDIDATES_MAX {
+            let fresh = Candidate {
                 voices: VecDeque::new(),
                 asked: VecDeque::new(),
                 next: now,
                 pause: PAUSE.0,
                 under_way: false,
             };
-            self.0.entry(address.clone()).or_insert_with(fresh);
+            self.0.insert(address.clone(), fresh);
         }
     }
 
@@ -147,6 +155,11 @@ impl Candidate {
         }
     }
 
+    /// Enough servers do not reach it, and none does; no test runs that could say otherwise.
+    fn is_refuted(&self) -> bool {
+        !self.under_way && self.count(Voice::Reached) == 0 && self.count(Voice::NotReached) >= AGAINST
+    }
+
     fn count(&self, voice: Voice) -> usize {
         self.voices.iter().filter(|(_, said)| *said == voice).count()
     }
@@ -199,6 +212,28 @@ mod tests {
         (0..2 * CANDIDATES_MAX).for_each(|port| candidates.add(&at(port), now));
         assert_eq!(candidates.0.len(), CANDIDATES_MAX);
         assert_eq!(candidates.due(&[relay], &mut Vec::new(), now).len(), BEGUN_MAX);
+    }
+
+    #[test]
+    fn claims_that_servers_refute_leave_room_for_true_ones() {
+        let (mut candidates, now) = (Candidates::default(), Instant::now());
+        (0..CANDIDATES_MAX).for_each(|port| candidates.add(&at(port), now));
+        let hear = |candidates: &mut Candidates, port, voice| {
+            candidates.tested(&at(port), PeerId::random(), Some(voice), now);
+        };
+        hear(&mut candidates, 1, Voice::NotReached);
+        for voice in [Voice::Reached, Voice::NotReached, Voice::NotReached] {
+            hear(&mut candidates, 2, voice);
+        }
+        candidates.add(&at(1000), now);
+        assert!(
+            !candidates.0.contains_key(&at(1000)),
+            "one server alone refutes nothing, nor two against a third"
+        );
+        hear(&mut candidates, 1, Voice::NotReached);
+        candidates.add(&at(1000), now);
+        assert!(candidates.0.contains_key(&at(1000)) && !candidates.0.contains_key(&at(1)));
+        assert_eq!(candidates.0.len(), CANDIDATES_MAX);
     }
 
     #[test]
