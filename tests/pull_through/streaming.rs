@@ -1,5 +1,7 @@
 //! Blobs on their way: who gets which bytes when, and what becomes of a download that breaks off.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use reqwest::StatusCode;
 use shoal::oci::Digest;
@@ -51,6 +53,27 @@ async fn any_number_of_clients_follow_one_download() {
         assert!(read == blob);
     }
     assert_eq!(downloads(&upstream, &digest), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_while_a_download_ends_costs_no_second_one() {
+    const CLIENTS: u32 = 24;
+    let upstream = Upstream::start().await;
+    let mirror = mirror_of(&upstream, "").start();
+    for seed in 0..100 {
+        let blob = random_bytes(1000 + seed, 1000);
+        let digest = upstream.push_blob(&blob);
+        let below = format!("blobs/{digest}");
+        let clients = (0..CLIENTS).map(|n| {
+            let (mirror, below, blob) = (&mirror, &below, &blob);
+            async move {
+                tokio::time::sleep(Duration::from_millis(1) * n).await;
+                assert!(ask(mirror, below).await.bytes().await.unwrap() == *blob);
+            }
+        });
+        join_all(clients).await;
+        assert_eq!(downloads(&upstream, &digest), 1, "{seed}: {:?}", upstream.seen().last());
+    }
 }
 
 #[tokio::test]

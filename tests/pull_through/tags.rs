@@ -1,5 +1,7 @@
 //! How old a tag may be, and what is served while upstream does not answer.
 
+use std::time::Duration;
+
 use futures::future::join_all;
 use reqwest::StatusCode;
 use shoal::oci::Digest;
@@ -70,6 +72,29 @@ async fn all_who_wait_for_a_tag_cost_one_request() {
     assert_eq!(upstream.count("HEAD", "/manifests/1"), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_while_a_tag_is_confirmed_costs_no_second_request() {
+    const CLIENTS: u32 = 24;
+    let upstream = Upstream::start().await;
+    let mirror = mirror_of(&upstream, "tagttl: 1h").start();
+    for n in 0..50 {
+        let (tag, image) = (format!("t{n}"), Image::new(2000 + n, &[1000]));
+        upstream.push(REPO, &tag, &image);
+        let below = format!("manifests/{tag}");
+        let clients = (0..CLIENTS).map(|n| {
+            let (mirror, below, manifest) = (&mirror, &below, &image.manifest);
+            async move {
+                tokio::time::sleep(Duration::from_millis(1) * n).await;
+                assert_eq!(ask(mirror, below).await.bytes().await.unwrap(), *manifest);
+            }
+        });
+        join_all(clients).await;
+        let asked = (upstream.count("HEAD", &below), upstream.count("GET", "/manifests/"));
+        assert_eq!(asked, (1, 1), "{tag}: {:?}", upstream.seen());
+        upstream.forget();
+    }
+}
+
 #[tokio::test]
 async fn a_tag_is_served_as_it_last_was_while_upstream_does_not_answer() {
     let failing: [(u64, Rule); 5] = [
@@ -114,7 +139,7 @@ async fn a_mirror_that_comes_back_serves_what_it_had_while_upstream_is_down() {
     let begun = std::time::Instant::now();
     while ask(&mirror, "manifests/1").await.bytes().await.unwrap() != moved.manifest {
         assert!(begun.elapsed() < crate::common::PATIENCE, "upstream is back, and not asked");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 

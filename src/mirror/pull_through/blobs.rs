@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::super::{MirrorError, Origin, StoredBlob};
 use super::fill::Fill;
+use super::fills::Moment;
 use super::reader::{self, For};
 use super::supply::Supply;
 use super::{HEADER_TIMEOUT, Place, PullThrough, late};
@@ -31,6 +32,22 @@ pub(super) enum Content {
     Filling(Arc<Fill>, Box<Supply>),
 }
 
+/// What came of beginning the fill of a blob.
+pub(super) enum Begun {
+    /// A fill before it has ended meanwhile, and brought the blob.
+    Cached(StoredBlob),
+    /// … with the size of the blob.
+    Filling(Arc<Fill>, u64),
+    /// Nobody has it.
+    Absent,
+}
+
+impl Found {
+    fn cached(blob: StoredBlob) -> Self {
+        Self { size_bytes: blob.size_bytes, content: Content::Cached(blob) }
+    }
+}
+
 impl PullThrough {
     /// A blob; starts its fill if nobody has yet. `None`: upstream says that there is none. `resumes`: the client has
     /// the beginning already, so that after a failure it is told so rather than given a second try.
@@ -40,35 +57,40 @@ impl PullThrough {
         digest: &Digest,
         resumes: bool,
     ) -> Result<Option<(Found, Origin)>, MirrorError> {
+        let missed = self.0.fills.now();
         if let Some((blob, _)) = self.0.cache.blob_anywhere(digest).await? {
-            let found = Found { size_bytes: blob.size_bytes, content: Content::Cached(blob) };
-            return Ok(Some((found, Origin::Cache)));
+            return Ok(Some((Found::cached(blob), Origin::Cache)));
         }
         if resumes && let Some(failure) = self.0.fills.failed(digest) {
             return Err(MirrorError::FillBroken { digest: *digest, source: failure });
         }
-        let filling = timeout(HEADER_TIMEOUT, self.filling(place, digest)).await;
-        let Some((fill, size_bytes)) = filling.map_err(|_| late(place))?? else { return Ok(None) };
+        let filling = timeout(HEADER_TIMEOUT, self.filling(place, digest, missed)).await;
+        let (fill, size_bytes) = match filling.map_err(|_| late(place))?? {
+            Begun::Cached(blob) => return Ok(Some((Found::cached(blob), Origin::Cache))),
+            Begun::Filling(fill, size_bytes) => (fill, size_bytes),
+            Begun::Absent => return Ok(None),
+        };
         let origin = fill.state().from.unwrap_or(Origin::Upstream(place.repository.host.clone()));
         let content = Content::Filling(fill, Box::new(self.supply(place, digest)));
         Ok(Some((Found { size_bytes, content }, origin)))
     }
 
-    /// The fill of a blob that is not in the cache, and its size. `None`: upstream says, or said a moment ago, that there
-    /// is none.
+    /// The fill of a blob that was not in the cache after the moment `missed`. Absent: upstream says so, or said it a moment
+    /// ago.
     pub(super) async fn filling(
         &self,
         place: &Place,
         digest: &Digest,
-    ) -> Result<Option<(Arc<Fill>, u64)>, MirrorError> {
+        missed: Moment,
+    ) -> Result<Begun, MirrorError> {
         if self.is_absent(place, digest) {
-            return Ok(None);
+            return Ok(Begun::Absent);
         }
-        let (fill, size_bytes) = self.begin(&self.supply(place, digest)).await?;
-        if size_bytes.is_none() {
+        let begun = self.begin(&self.supply(place, digest), missed).await?;
+        if matches!(begun, Begun::Absent) {
             self.note_upstream(place, digest, false);
         }
-        Ok(size_bytes.map(|size_bytes| (fill, size_bytes)))
+        Ok(begun)
     }
 
     /// Whether upstream said a moment ago that it has no such blob.
@@ -92,18 +114,26 @@ impl PullThrough {
         }
     }
 
-    /// The fill of a blob and its size, when that is known. What failed for want of credentials that others have is begun
-    /// anew: a fill that was for a peer, and so has asked upstream alone, and one whose blob others were about to get.
-    pub(super) async fn begin(&self, supply: &Supply) -> Result<(Arc<Fill>, Option<u64>), MirrorError> {
+    /// The fill of a blob that was not in the cache after the moment `missed`, when its size is known. What failed for want
+    /// of credentials that others have is begun anew: a fill that was for a peer, and so has asked upstream alone, and one
+    /// whose blob others were about to get.
+    pub(super) async fn begin(&self, supply: &Supply, mut missed: Moment) -> Result<Begun, MirrorError> {
         let mut tries = 1;
         loop {
-            let fill = self.0.fills.follow(supply.clone())?;
+            let Some(fill) = self.0.fills.follow(supply.clone(), missed)? else {
+                missed = self.0.fills.now();
+                match self.0.cache.blob_anywhere(&supply.digest).await? {
+                    Some((blob, _)) => return Ok(Begun::Cached(blob)),
+                    None => continue,
+                }
+            };
             let size_bytes = fill.size_bytes().await;
             let was_for_a_peer = fill.is_of_upstream_alone && !matches!(size_bytes, Ok(Some(_)));
             let is_awaited =
                 matches!(&size_bytes, Err(error) if matches!(**error, MirrorError::Awaited { .. }));
             if supply.mesh.is_none() || tries >= TRIES_MAX || !(was_for_a_peer || is_awaited) {
-                return Ok((fill, size_bytes.map_err(MirrorError::Fill)?));
+                let size_bytes = size_bytes.map_err(MirrorError::Fill)?;
+                return Ok(size_bytes.map_or(Begun::Absent, |size_bytes| Begun::Filling(fill, size_bytes)));
             }
             if is_awaited {
                 tokio::time::sleep(AWAITED_FOR).await;

@@ -29,13 +29,24 @@ const FAILED_MAX: u64 = 1024;
 pub(super) struct Fills(Arc<Shared>);
 
 struct Shared {
-    running: Mutex<HashMap<Digest, Arc<Fill>>>,
+    running: Mutex<Running>,
     failed: Cache<Digest, Failed>,
     cache: Arc<Inner>,
     tasks: Tasks,
     mesh: Option<Mesh>,
     metrics: Metrics,
 }
+
+#[derive(Default)]
+struct Running {
+    fills: HashMap<Digest, Arc<Fill>>,
+    /// How many have ended.
+    ended: u64,
+}
+
+/// A moment between the ends of fills: who looks into the cache after it misses nothing that ended before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment(u64);
 
 /// A fill that was given up.
 #[derive(Clone)]
@@ -61,26 +72,35 @@ impl Fills {
         Self(Arc::new(Shared { running: Mutex::default(), failed, cache, tasks, mesh, metrics }))
     }
 
-    /// The fill of a blob: the one that runs, or a new one with `supply`.
-    pub(super) fn follow(&self, supply: Supply) -> Result<Arc<Fill>, MirrorError> {
+    /// Now; to be asked before it is looked whether a blob is in the cache.
+    pub(super) fn now(&self) -> Moment {
+        Moment(lock(&self.0.running).ended)
+    }
+
+    /// The fill of a blob that was not in the cache after that moment: the one that runs, or a new one with `supply`. `None`:
+    /// a fill has ended since, and may have brought it.
+    pub(super) fn follow(&self, supply: Supply, missed: Moment) -> Result<Option<Arc<Fill>>, MirrorError> {
         let digest = supply.digest;
         let mut running = lock(&self.0.running);
-        if let Some(fill) = running.get(&digest) {
-            return Ok(fill.clone());
+        if let Some(fill) = running.fills.get(&digest) {
+            return Ok(Some(fill.clone()));
         }
-        if running.len() >= FILLS_MAX {
+        if missed != Moment(running.ended) {
+            return Ok(None);
+        }
+        if running.fills.len() >= FILLS_MAX {
             return Err(MirrorError::TooManyFills(FILLS_MAX));
         }
         let fill = Arc::new(Fill::new(&supply, self.0.cache.clone(), self.0.metrics.clone()));
-        running.insert(digest, fill.clone());
+        running.fills.insert(digest, fill.clone());
         drop(running);
         let (fills, filled) = (self.clone(), fill.clone());
         self.0.tasks.spawn("fill", |stop| async move { fills.run(filled, supply, stop).await });
-        Ok(fill)
+        Ok(Some(fill))
     }
 
     pub(super) fn running(&self, digest: &Digest) -> Option<Arc<Fill>> {
-        lock(&self.0.running).get(digest).cloned()
+        lock(&self.0.running).fills.get(digest).cloned()
     }
 
     /// Why the fill of a blob was given up a moment ago.
@@ -94,7 +114,7 @@ impl Fills {
     }
 
     pub(super) fn status(&self) -> Vec<FillStatus> {
-        let running: Vec<Arc<Fill>> = lock(&self.0.running).values().cloned().collect();
+        let running: Vec<Arc<Fill>> = lock(&self.0.running).fills.values().cloned().collect();
         let mut all: Vec<FillStatus> = running.iter().map(|fill| fill.status()).collect();
         all.sort_by(|a, b| (&a.repository, &a.digest).cmp(&(&b.repository, &b.digest)));
         all
@@ -124,7 +144,11 @@ impl Fills {
                 Stage::Failed(error)
             }
         };
-        lock(&self.0.running).remove(&fill.digest);
+        {
+            let mut running = lock(&self.0.running);
+            running.fills.remove(&fill.digest);
+            running.ended += 1;
+        }
         fill.state.send_modify(|state| state.stage = stage);
     }
 }

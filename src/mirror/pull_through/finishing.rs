@@ -10,7 +10,9 @@ use tokio::time::{timeout, timeout_at};
 
 use super::super::mesh::Key;
 use super::super::{Age, MirrorError, Origin, Purpose, Served};
+use super::blobs::Begun;
 use super::fill::Stage;
+use super::fills::Moment;
 use super::manifests::Scope;
 use super::state::SMALL_BYTES_MAX;
 use super::{PROBE_TIMEOUT, Place, PullThrough};
@@ -89,6 +91,7 @@ impl PullThrough {
                 return Err(unfinishable(&blob.digest, MirrorError::Fill(failure)));
             }
         }
+        let missed = self.0.fills.now();
         let missing = self.missing(image, 1 + LAYERS_MAX + ASKED_MAX).await?;
         let is_config = |blob: &Descriptor| {
             let is_first = image.blobs.first().is_some_and(|first| first.digest == blob.digest);
@@ -104,17 +107,22 @@ impl PullThrough {
         let (begun, further) = layers.split_at(layers.len().min(layers_max));
         let whole = configs.iter().take(configs_max).map(|blob| (blob, Proof::Whole));
         let begun = whole.chain(begun.iter().map(|blob| (blob, Proof::Beginning)));
-        let proofs: Vec<_> = begun.map(|(blob, proof)| self.prove(place, blob, proof)).collect();
+        let proofs: Vec<_> = begun.map(|(blob, proof)| self.prove(place, blob, proof, missed)).collect();
         let asked = &further[..further.len().min(asked_max)];
         if proofs.is_empty() && asked.is_empty() {
             return self.is_confirmed(place, served, image).await;
         }
-        futures::try_join!(try_join_all(proofs), self.are_upstream(place, asked)).map(|_| ())
+        futures::try_join!(try_join_all(proofs), self.are_upstream(place, asked, missed)).map(|_| ())
     }
 
     /// Asks upstream whether it has these layers, a few at a time. Whoever lacks credentials may be told that there is
     /// nothing: then one such layer is proved by the mesh, and stands for all.
-    async fn are_upstream(&self, place: &Place, layers: &[Descriptor]) -> Result<(), MirrorError> {
+    async fn are_upstream(
+        &self,
+        place: &Place,
+        layers: &[Descriptor],
+        missed: Moment,
+    ) -> Result<(), MirrorError> {
         let deadline = tokio::time::Instant::now() + PROBE_TIMEOUT;
         let asked = layers.iter().enumerate().map(async |(n, layer)| {
             match timeout_at(deadline, self.is_upstream(place, layer)).await {
@@ -130,7 +138,7 @@ impl PullThrough {
         let answers = stream::iter(asked).buffered(ASKED_AT_ONCE_MAX);
         let denied: Vec<_> = answers.try_filter_map(async |denied| Ok(denied)).try_collect().await?;
         let Some(layer) = denied.first() else { return Ok(()) };
-        timeout_at(deadline, self.prove(place, layer, Proof::Beginning)).await.unwrap_or(Ok(()))
+        timeout_at(deadline, self.prove(place, layer, Proof::Beginning, missed)).await.unwrap_or(Ok(()))
     }
 
     async fn is_upstream(&self, place: &Place, layer: &Descriptor) -> Result<(), MirrorError> {
@@ -152,12 +160,23 @@ impl PullThrough {
         is_denial && self.mesh(place).is_some_and(|mesh| !mesh.is_alone())
     }
 
-    /// Begins the fill of a blob, and waits until it has shown as much as is wanted.
-    async fn prove(&self, place: &Place, blob: &Descriptor, proof: Proof) -> Result<(), MirrorError> {
+    /// Begins the fill of a blob that was not in the cache after the moment `missed`, and waits until it has shown as much
+    /// as is wanted.
+    async fn prove(
+        &self,
+        place: &Place,
+        blob: &Descriptor,
+        proof: Proof,
+        missed: Moment,
+    ) -> Result<(), MirrorError> {
         let shows = async {
             let (repository, digest) = (place.repository.clone(), blob.digest);
             let absent = || MirrorError::NotUpstream { repository, digest };
-            let Some((fill, _)) = self.filling(place, &digest).await? else { return Err(absent()) };
+            let fill = match self.filling(place, &digest, missed).await? {
+                Begun::Cached(_) => return Ok(()),
+                Begun::Filling(fill, _) => fill,
+                Begun::Absent => return Err(absent()),
+            };
             let state = match proof {
                 Proof::Whole => fill.reached(u64::MAX).await,
                 Proof::Beginning => fill.flows().await,

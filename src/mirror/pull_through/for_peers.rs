@@ -90,6 +90,7 @@ impl PullThrough {
         hop: Hop,
     ) -> Result<BlobForPeer, MirrorError> {
         let Some(place) = self.shared_place(joined) else { return Ok(BlobForPeer::NotMirrored) };
+        let missed = self.0.fills.now();
         if let Some(blob) = self.shared_blob(&place, digest).await? {
             let size_bytes = blob.size_bytes;
             let content = Content::Cached(Box::new(blob));
@@ -120,7 +121,11 @@ impl PullThrough {
             }
             Some(_) => return Ok(BlobForPeer::No),
             None if !others.is_empty() => return Ok(BlobForPeer::Refer(others)),
-            None if hop == Hop::Fetch => self.0.fills.follow(supply.clone())?,
+            None if hop == Hop::Fetch => match self.0.fills.follow(supply.clone(), missed)? {
+                Some(fill) => fill,
+                // It may be in the cache now.
+                None => return Box::pin(self.blob_for_peer(peer, joined, digest, hop)).await,
+            },
             None => return Ok(BlobForPeer::No),
         };
         let follower = match fill.admit(peer) {

@@ -299,6 +299,9 @@ impl PullThrough {
         place: &Place,
         reference: &Reference,
     ) -> Result<Option<Confirmation>, MirrorError> {
+        if let Some(found) = self.just_confirmed(place, reference).await? {
+            return Ok(Some(found));
+        }
         let (upstream, name) = (&place.upstream, &place.repository.name);
         let origin = Origin::Upstream(place.repository.host.clone());
         let at = SystemTime::now();
@@ -330,6 +333,30 @@ impl PullThrough {
         };
         self.note(place, tag, Confirmed { digest: manifest.digest, at }).await?;
         Ok(Some(confirmed(manifest)))
+    }
+
+    /// What another look-up has brought since it was seen to be missing, or too old.
+    async fn just_confirmed(
+        &self,
+        place: &Place,
+        reference: &Reference,
+    ) -> Result<Option<Confirmation>, MirrorError> {
+        let now = SystemTime::now();
+        let (digest, at) = match reference {
+            Reference::Digest(digest) => (*digest, now),
+            Reference::Tag(tag) => {
+                let config = place.upstream.config();
+                let ttl = config.tag_ttl(&place.repository.name, tag);
+                let confirmed = self.0.tags.get(&place.joined, tag).await?;
+                let is_fresh = |confirmed: &Confirmed| {
+                    freshness::judge(Some(confirmed.at), now, ttl, config.stale_for) == Verdict::Fresh
+                };
+                let Some(confirmed) = confirmed.filter(is_fresh) else { return Ok(None) };
+                (confirmed.digest, confirmed.at)
+            }
+        };
+        let manifest = self.cached(place, &digest).await?;
+        Ok(manifest.map(|manifest| Confirmation { manifest, at, stale: false, origin: Origin::Cache }))
     }
 
     /// A manifest by its digest of whoever announces it, where the registry gave no answer for another reason than who we are.

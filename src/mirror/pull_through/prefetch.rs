@@ -6,6 +6,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use moka::sync::Cache as Memory;
 
 use super::super::{Manifest, MirrorError, chain};
+use super::blobs::Begun;
 use super::fill::{Fill, Stage};
 use super::manifests::Scope;
 use super::{Place, PullThrough};
@@ -80,11 +81,15 @@ impl PullThrough {
     /// Fills a blob, when there is room, unless it is here.
     async fn fill(&self, place: &Place, digest: Digest) -> Result<(), MirrorError> {
         let _slot = self.0.prefetches.acquire().await.map_err(|_| MirrorError::Closed)?;
+        let missed = self.0.fills.now();
         if self.0.cache.blob_anywhere(&digest).await?.is_some() {
             return Ok(());
         }
-        let (fill, _) = self.begin(&self.supply(place, &digest)).await?;
-        ended(&fill).await
+        match self.begin(&self.supply(place, &digest), missed).await? {
+            Begun::Cached(_) => Ok(()),
+            Begun::Filling(fill, _) => ended(&fill).await,
+            Begun::Absent => Err(MirrorError::NoImage(format!("blob {digest} of {}", place.repository))),
+        }
     }
 }
 
