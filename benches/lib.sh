@@ -33,6 +33,8 @@ push_blob() {
     curl -sf -X PUT -H 'Content-Type: application/octet-stream' -T "$2" -o /dev/null "$(with_digest "$at" "$3")"
   fi
 }
+# rate_of URL - requests a second that are answered, by wrk.
+rate_of() { wrk -t1 -c32 -d3s "$@" | sed -n 's/^Requests\/sec: *//p'; }
 get_blob() { curl -sf -o /dev/null "http://$1/v2/bench/app/blobs/$2"; }
 # nginx_start NAME [PAIR] - serves $W/NAME/html, with TLS by the pair in the folder PAIR; sets NAME_registry, NAME_pid.
 nginx_start() {

@@ -31,7 +31,6 @@ export LOG_LEVEL=${LOG_LEVEL:-warn}
 get_tls() { curl -sfk "$3" -o /dev/null "https://$1/v2/bench/app/blobs/$2"; }
 get_eight() { local n pids=(); for n in 1 2 3 4 5 6 7 8; do get_blob "$1" "$2" & pids+=($!); done; wait "${pids[@]}"; }
 manifest_of() { printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"%s","size":%s},"layers":[]}' "$1" "$2"; }
-rate_of() { wrk -t1 -c32 -d3s "$@" | sed -n 's/^Requests\/sec: *//p'; }
 # tags_start SIZE - a repository of the first daemon with that many tags of one image: what grows is the directory of tags.
 tags_start() {
   [ ! -e "$W/tags$1" ] || return 0

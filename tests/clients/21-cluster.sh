@@ -8,4 +8,4 @@ scene "21: a cluster"
 mkdir "$W/cluster"
 # Nodes have disks of their own: one for all would be what is measured. 9 GB at most.
 if [ "$(awk '$1 == "MemAvailable:" {print $2}' /proc/meminfo)" -gt 14000000 ]; then mount -t tmpfs -o size=12g none "$W/cluster"; fi
-python3 "$CLIENTS/cluster.py" "$SHOAL" "$W/cluster" "$@" || fail "see above"
+python3 -B "$CLIENTS/cluster.py" "$SHOAL" "$W/cluster" "$@" || fail "see above"
