@@ -213,8 +213,11 @@ async fn what_its_author_does_not_renew_is_served_on_with_a_warning_and_told_to_
     let (author, image) = (Author::start().await, Image::small(260));
     let root = author.tree_of(&image).await;
     let reader = author.reader();
-    author.publish_for(&root, 1, Duration::from_secs(8)).await;
+    author.publish_root(&root, 1).await;
     reader.serves("library/app", "1", &image).await;
+    // From somebody who is connected it comes at once.
+    author.publish_for(&root, 2, Duration::from_secs(15)).await;
+    has_seen(&reader, 2).await;
     let warned = async {
         loop {
             let answer = reader.get("library/app/manifests/1").await;
@@ -237,8 +240,8 @@ async fn what_its_author_does_not_renew_is_served_on_with_a_warning_and_told_to_
     assert_eq!(answer.status(), reqwest::StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(late.status().readonly[0].sequence, None);
 
-    author.publish_for(&root, 2, Duration::from_secs(3600)).await;
-    has_seen(&reader, 2).await;
+    author.publish_for(&root, 3, Duration::from_secs(3600)).await;
+    has_seen(&reader, 3).await;
     let answer = reader.get("library/app/manifests/1").await;
     assert!(!answer.headers().contains_key("warning"), "its author is back");
 }
