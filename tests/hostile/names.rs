@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use libp2p::identity::Keypair;
 use shoal::dag::Entry;
 use shoal::ipld::dag_pb::{Link, Node};
@@ -143,9 +144,8 @@ async fn thousands_of_providers_of_nothing_keep_nothing_else_out() {
     peer.meets(&reader).await;
     witness.meets(&reader).await;
     let key = |n: u64| Multihash::wrap(0x12, &[n.to_be_bytes(); 4].concat()).unwrap().to_bytes();
-    for n in 0..FLOOD {
-        peer.provide(key(n)).await;
-    }
+    // More at once would be given up for taking too long, before they are said.
+    stream::iter(0..FLOOD).for_each_concurrent(32, |n| peer.provide(key(n))).await;
     let arriving = async {
         while witness.providers(key(FLOOD - 1)).await == 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -33,11 +33,12 @@ enum Command {
     Dial(Multiaddr),
     Put { to: PeerId, key: Vec<u8>, value: Vec<u8>, done: oneshot::Sender<()> },
     Get { key: RecordKey, found: oneshot::Sender<Vec<Vec<u8>>> },
-    Provide { key: RecordKey },
+    Provide { key: RecordKey, done: oneshot::Sender<()> },
     GetProviders { key: RecordKey, found: oneshot::Sender<usize> },
 }
 
 enum Asked {
+    /// Something is put, and nothing comes back.
     Put(oneshot::Sender<()>),
     Get(Vec<Vec<u8>>, oneshot::Sender<Vec<Vec<u8>>>),
     GetProviders(usize, oneshot::Sender<usize>),
@@ -142,9 +143,11 @@ impl Peer {
         providers.await.unwrap()
     }
 
-    /// Says that it has what `key` names.
+    /// Says that it has what `key` names; returns when it is said, or was given up.
     pub async fn provide(&self, key: Vec<u8>) {
-        self.commands.send(Command::Provide { key: key.into() }).await.ok().unwrap();
+        let (done, said) = oneshot::channel();
+        self.commands.send(Command::Provide { key: key.into(), done }).await.ok().unwrap();
+        said.await.unwrap();
     }
 }
 
@@ -239,8 +242,9 @@ fn begin(swarm: &mut Swarm<Behaviour>, asked: &mut HashMap<QueryId, Asked>, comm
             let id = kad.get_providers(key);
             asked.insert(id, Asked::GetProviders(0, found));
         }
-        Command::Provide { key } => {
-            kad.start_providing(key.clone()).unwrap();
+        Command::Provide { key, done } => {
+            let id = kad.start_providing(key.clone()).unwrap();
+            asked.insert(id, Asked::Put(done));
             kad.stop_providing(&key); // Only others are to know of it.
         }
     }
