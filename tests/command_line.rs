@@ -426,9 +426,7 @@ async fn a_daemon_that_is_told_to_end_does_so_in_order() {
     let socket = room.data().join("api.sock");
     assert!(socket.exists());
     signal(&child);
-    let begun = Instant::now();
     let ended = end(child);
-    assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(ended.out, "", "there is more than the ready line on standard output");
     assert!(!socket.exists());

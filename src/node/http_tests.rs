@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::bitswap::testing::Bare;
+use super::tests::reserved_place;
 use super::{NodeClient, NodeConfig, start};
 use crate::ipfs::{Ipfs, IpfsError, Peer, PeerStream, PeerStreams};
 use crate::store::{Store, StoreOptions};
@@ -217,11 +218,8 @@ async fn the_mesh_is_who_the_config_trusts_for_as_long_as_they_are_connected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_place_that_is_our_own_is_left_alone_and_the_other_daemon_there_is_found() {
     let one = Node::trusting(vec![]).await;
-    let own_port: Multiaddr = {
-        // A free port, which the node is told of before it listens.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        format!("/ip4/127.0.0.1/tcp/{free}").parse().unwrap()
-    };
+    // The node is told of it before it listens.
+    let (_reserved, own_port) = reserved_place();
     let other: Multiaddr = one.address().iter().take(2).collect();
     let two = Node::listening(own_port.clone(), vec![own_port, other]).await;
     two.until_mesh(&[one.peer()]).await;

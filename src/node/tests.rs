@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use super::{NatStats, NodeClient, NodeConfig, Reachability, SwarmKey, start};
 use crate::ipfs::{Ipfs, IpfsError, Want};
@@ -95,7 +96,7 @@ impl Node {
     }
 
     async fn stop(self) -> (TempDir, Keypair) {
-        assert_eq!(self.tasks.shutdown(Duration::from_secs(10)).await, 0);
+        assert_eq!(self.tasks.shutdown(PATIENCE).await, 0);
         (self.folder, self.key)
     }
 
@@ -115,6 +116,17 @@ pub(super) async fn until(what: &str, reached: impl Fn() -> bool) {
         }
     };
     assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "never: {what}");
+}
+
+/// A place to listen at, more than once: as long as the socket lives, nobody is given its port who asks for any.
+pub(super) fn reserved_place() -> (TcpSocket, Multiaddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    // Nodes have it beside the socket, which does not listen.
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let place = format!("/ip4/127.0.0.1/tcp/{}", socket.local_addr().unwrap().port());
+    (socket, place.parse().unwrap())
 }
 
 fn block(text: impl Into<Bytes>) -> Block {
@@ -148,11 +160,15 @@ async fn leave(node: &Node, record: &IpnsRecord) {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_records_the_newest_wins_and_who_was_behind_gets_it() {
     let author = Author::new();
-    let (old, new) = (Node::start(&[], &[]).await, Node::start(&[], &[]).await);
+    // A node tells of what it was given of a name that it follows.
+    let (old, new) = (Node::start(&[], &[author.name()]).await, Node::start(&[], &[]).await);
     leave(&old, &author.signs(1)).await;
     leave(&new, &author.signs(2)).await;
+    let mut told = old.client.record_updates().subscribe();
     let asking = Node::start(&[&old, &new], &[]).await;
     assert_eq!(asking.resolve(&author.name()).await.unwrap(), 2);
+    let update = tokio::time::timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+    assert_eq!(update.sequence(), 2);
 
     new.stop().await;
     asking.stop().await;
@@ -354,13 +370,13 @@ async fn peers_of_the_last_run_are_found_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_lost_is_dialled_again() {
-    let hub = Node::start(&[], &[]).await;
-    let mut address = hub.address();
+    let (_reserved, address) = reserved_place();
+    let (folder, key) = (TempDir::new().unwrap(), Keypair::generate_ed25519());
+    let hub = Node::listening(address.clone(), folder, key, &[], &[]).await;
     let node = Node::start(&[&hub], &[]).await;
     let (folder, key) = hub.stop().await;
     until("it is noticed", || node.client.stats().peers == 0).await;
 
-    address.pop();
     let _hub = Node::listening(address, folder, key, &[], &[]).await;
     until("they are connected again", || node.is_routable()).await;
 }
@@ -397,14 +413,13 @@ async fn a_private_network_has_relays_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_comes_back_is_asked_again() {
-    let relay = Node::relay(None).await;
+    let (_reserved, address) = reserved_place();
+    let config = || NodeConfig { nat: true, relay: true, ..Node::config(address.clone(), &[], &[]) };
+    let relay = Node::configured(TempDir::new().unwrap(), Keypair::generate_ed25519(), config()).await;
     let holder = Node::behind_nat(&[&relay], None).await;
     until("the relay passes connections on", || holder.nat().relayed_addresses.len() == 1).await;
-    let mut address = relay.address();
-    address.pop();
     let (folder, key) = relay.stop().await;
     until("it is noticed", || holder.nat().relayed_addresses.is_empty()).await;
-    let config = NodeConfig { nat: true, relay: true, ..Node::config(address, &[], &[]) };
-    let _relay = Node::configured(folder, key, config).await;
+    let _relay = Node::configured(folder, key, config()).await;
     until("the relay passes connections on again", || holder.nat().relayed_addresses.len() == 1).await;
 }

@@ -48,6 +48,9 @@ struct Flushes {
     begun: u64,
     done: u64,
     running: bool,
+    /// Who waits for a round.
+    #[cfg(test)]
+    waiting: usize,
 }
 
 impl Blockstore {
@@ -138,7 +141,11 @@ impl Blockstore {
         let wanted = flushes.begun + 1;
         while flushes.done < wanted {
             if flushes.running {
+                #[cfg(test)]
+                (flushes.waiting += 1);
                 flushes = self.0.flushed.wait(flushes).unwrap_or_else(PoisonError::into_inner);
+                #[cfg(test)]
+                (flushes.waiting -= 1);
                 continue;
             }
             flushes.running = true;
@@ -209,6 +216,18 @@ impl Blockstore {
     #[cfg(test)]
     pub(super) fn syncs(&self) -> u64 {
         self.0.flushes.lock().unwrap().begun
+    }
+
+    /// How many wait for a round of syncing.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.0.flushes.lock().unwrap().waiting
+    }
+
+    /// No round of syncing gets on while this is held.
+    #[cfg(test)]
+    pub(super) fn hold_syncs(&self) -> impl Sized + '_ {
+        self.0.erasures.lock().unwrap()
     }
 
     pub fn stats(&self) -> StoreStats {

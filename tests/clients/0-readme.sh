@@ -21,7 +21,7 @@ grep -v 'docker://docker.io' "$W/commands" >"$W/offline"
 [ $(($(wc -l <"$W/commands") - $(wc -l <"$W/offline"))) -eq 1 ] || fail "README fetches something else than one image"
 # `cargo run --release -- serve` and `cargo test` run in CI by themselves.
 target/release/shoal serve >"$W/ready" 2>"$W/log" & PIDS+=("$!")
-wait_for 10 "the daemon on its defaults serves" grep -q '^ready registry=http://127.0.0.1:5000 ' "$W/ready"
+wait_for 60 "the daemon on its defaults serves" grep -q '^ready registry=http://127.0.0.1:5000 ' "$W/ready"
 timeout 120 bash -m "$W/offline" >"$W/out" 2>&1 || { tail -30 "$W/out" >&2; fail "README does not work as written"; }
 grep -q "$DIGEST" "$W/out" || fail "what was pulled is not what was pushed"
 say "every command works"

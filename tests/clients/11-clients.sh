@@ -46,7 +46,7 @@ row() {
   for memory in "${memories[@]}"; do rm -rf "${memory:?}"/*; done
   image "$OWN" own --seed "$2" --layers 1 --kib 300; own=$DIGEST
   "$CLIENTS/cutting-proxy.py" "$a_registry" 3000000 >"$DIR/proxy" & PIDS+=("$!")
-  wait_for 10 "the proxy starts" test -s "$DIR/proxy"
+  wait_for 60 "the proxy starts" test -s "$DIR/proxy"
   PROXY=127.0.0.1:$(head -1 "$DIR/proxy")
   ! declare -F "${CLIENT}_start" >/dev/null || "${CLIENT}_start"
   line="| $NAME |"

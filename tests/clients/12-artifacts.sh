@@ -37,7 +37,7 @@ expect_attached "$at_a@$sbom" example/sbom
 expect_attached "$at_a@$signature" example/signature
 say "attached, found and pulled at the publisher: oras $(oras_ version | awk 'NR == 1 {print $2}')"
 
-wait_for "$(news_within 20)" "the reader shows the signature" shows "$at_b:1" example/signature
+wait_for "$(news_within 30)" "the reader shows the signature" shows "$at_b:1" example/signature
 expect_attached "$at_b@$sbom" example/sbom
 expect_attached "$at_b@$signature" example/signature
 oras_ cp -r --from-plain-http "$at_b:1" --to-oci-layout "$W/copied:1" >/dev/null
@@ -60,7 +60,7 @@ curl -s "http://$a_registry/v2/library/app/tags/list" | jq -e --arg tag "${one/:
   fail "the client without the API has not kept its list under ${one/:/-}"
 is_listed() { referrers "$1" "$one" | jq -e --arg digest "$older" '.manifests | any(.digest == $digest)'; }
 is_listed "$at_a" >/dev/null || fail "the publisher's referrers lack what a client without the API attached"
-wait_for "$(news_within 20)" "the reader lists what a client without the API attached" is_listed "$at_b"
+wait_for "$(news_within 30)" "the reader lists what a client without the API attached" is_listed "$at_b"
 [ "$(referrers "$at_b" "$one?artifactType=example/older" | jq -c '[.manifests[].artifactType]')" = '["example/older"]' ] ||
   fail "the reader's referrers are not filtered"
 oras_ discover --plain-http --distribution-spec v1.1-referrers-tag "$at_b:1" >"$W/tree"
@@ -70,7 +70,7 @@ say "a client without the referrers API attaches and finds"
 
 oras_ manifest delete --plain-http --force "$at_a@$signature" >/dev/null
 hides "$at_a:1" example/signature || fail "what was deleted is still shown: $(cat "$W/tree")"
-wait_for "$(news_within 20)" "the reader no longer shows what was deleted" hides "$at_b:1" example/signature
+wait_for "$(news_within 30)" "the reader no longer shows what was deleted" hides "$at_b:1" example/signature
 shoal_stop a
 shows "$at_b:1" example/sbom || fail "without its publisher the reader shows no more: $(cat "$W/tree")"
 expect_attached "$at_b@$sbom" example/sbom

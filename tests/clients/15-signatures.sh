@@ -26,7 +26,7 @@ quietly cosign_ sign --yes --key "$W/ours.key" --signing-config "$W/signing.json
 quietly cosign_verifies ours "$at_a:1"
 tags=$(curl -s "http://$a_registry/v2/library/app/tags/list" | jq -c .tags)
 [ "$tags" = '["1"]' ] || fail "cosign did not use the referrers API: $tags"
-wait_for "$(news_within 20)" "cosign verifies at the reader" cosign_verifies ours "$at_b:1"
+wait_for "$(news_within 30)" "cosign verifies at the reader" cosign_verifies ours "$at_b:1"
 if cosign_verifies another "$at_b:1" >"$W/said" 2>&1; then fail "cosign takes a signature for another's key"; fi
 say "cosign $(in_chroot forky dpkg-query -W -f '${Version}' cosign | grep -Eo '^[0-9]+\.[0-9]+')"
 
@@ -40,7 +40,7 @@ if notation_ verify --insecure-registry "$at_a@$one" >"$W/said" 2>&1; then fail 
 # It keeps a list under a tag by default, as without the referrers API, and asks the API when it verifies.
 quietly notation_ sign --insecure-registry "$at_a@$one"
 quietly notation_ verify --insecure-registry "$at_a@$one"
-wait_for "$(news_within 20)" "notation verifies at the reader" notation_ verify --insecure-registry "$at_b@$one"
+wait_for "$(news_within 30)" "notation verifies at the reader" notation_ verify --insecure-registry "$at_b@$one"
 say "notation $(in_chroot forky dpkg-query -W -f '${Version}' notation | grep -Eo '^[0-9]+\.[0-9]+')"
 
 # A daemon of another network, which asks the publisher as it would any registry.

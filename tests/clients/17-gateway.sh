@@ -15,7 +15,7 @@ kubo k config --json Experimental.Libp2pStreamMounting true
 rm "$W/k/log" # Which says that it is ready.
 IPFS_PATH=$W/k/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$W/k/log" 2>&1 & k_pid=$!
 PIDS+=("$k_pid")
-wait_for 30 "Kubo starts again" grep -q '^Daemon is ready' "$W/k/log"
+wait_for 60 "Kubo starts again" grep -q '^Daemon is ready' "$W/k/log"
 kubo k swarm connect "$a_p2p" >/dev/null
 port=$(free_port)
 kubo k p2p forward --allow-custom-protocol /http/1.1 "/ip4/127.0.0.1/tcp/$port" "/p2p/${a_p2p##*/}"

@@ -29,7 +29,7 @@ for n in "${!faults[@]}"; do
   image "$W/img" "$n" --seed "fault $n" --layers 1 --kib 300; push "$W/img:$n" "$up_registry/library/app:$n"
 done
 "$CLIENTS/faulty-proxy.py" "$up_registry" "$W/fault" >"$W/proxy" & PIDS+=("$!")
-wait_for 10 "the proxy starts" test -s "$W/proxy"
+wait_for 60 "the proxy starts" test -s "$W/proxy"
 port=$(free_port)
 PORTS=$port:0 shoal_config a "" ""
 cat >>"$W/a/config.yaml" <<Y

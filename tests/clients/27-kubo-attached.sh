@@ -46,7 +46,7 @@ kubo_restart() {
   rm -f "$W/$1/repo/api" "$W/$1/log"
   kubo "$1" config Addresses.API "$(cat "$W/$1/api")" >/dev/null
   IPFS_PATH=$W/$1/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$W/$1/log" 2>&1 & PIDS+=("$!")
-  wait_for 30 "Kubo starts again" grep -q '^Daemon is ready' "$W/$1/log"
+  wait_for 60 "Kubo starts again" grep -q '^Daemon is ready' "$W/$1/log"
 }
 grep -o '/ip4/[^,} ]*/tcp/[0-9]*' "$W/a/config.yaml" | head -1 >"$W/k/api"
 kubo_restart k

@@ -9,7 +9,7 @@ scene "31: a long path"
 mkdir -p /run/netns; mount -t tmpfs none /run/netns
 for end in near far; do ip netns add $end; ip -n $end link set lo up; done
 python3 "$REPO/benches/delay.py" 20 near 5.0.0.1/24 far 5.0.0.2/24 >"$W/delay" & PIDS+=($!)
-wait_for 10 "the line is there" grep -q ready "$W/delay"
+wait_for 60 "the line is there" grep -q ready "$W/delay"
 
 # start NAMESPACE ADDRESS BOOTSTRAP READONLY
 start() {
@@ -24,7 +24,7 @@ both=$(field "$(grep '^ready ' "$W/near/out")" p2p)
 image "$W/image" 1 --layers 1 --kib 500
 ip netns exec near skopeo copy -q --dest-tls-verify=false "oci:$W/image:1" "docker://$near_registry/library/app:1"
 start far 5.0.0.2 "$both" "$near_ipns"
-wait_for 20 "far pulls" ip netns exec far skopeo copy -q --src-tls-verify=false "docker://$far_registry/library/app:1" "dir:$W/pulled"
+wait_for 60 "far pulls" ip netns exec far skopeo copy -q --src-tls-verify=false "docker://$far_registry/library/app:1" "dir:$W/pulled"
 # near may have come back from a port of its own, to test whether far is reached.
 over_tcp=$(ip netns exec far ss -Htn state established "( dport = :4001 )")
 [ -z "$over_tcp" ] || fail "they are connected over TCP: $over_tcp"

@@ -20,4 +20,5 @@ registry_start r
 expect_image "$r_registry/library/app:1" "$one"
 expect_image "$r_registry/library/app:multi" "$multi"
 say "docker-registry serves what Kubo got"
-kubo k routing findprovs -n 1 "${root#/ipfs/}" --timeout 20s | grep -q . || fail "Kubo finds no provider of the root"
+finds_us() { kubo k routing findprovs -n 1 "${root#/ipfs/}" --timeout 20s | grep .; }
+wait_for 60 "Kubo finds a provider of the root" finds_us

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pushes run while the daemon is killed at random moments. After each start, ready within 2 s, every tag that was
-# acknowledged is there with all its blobs, and no half-pushed one is. With a Kubo for the network it then has the last
+# Pushes run while the daemon is killed at random moments. After each start, most of them ready within 2 s, every tag that
+# was acknowledged is there with all its blobs, and no half-pushed one is. With a Kubo for the network it then has the last
 # root whole, and of all those before it no pin is left.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"; offline "$@"

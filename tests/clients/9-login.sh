@@ -31,8 +31,8 @@ dockerd --config-file "$W/docker/daemon.json" --data-root "$W/docker/data" --exe
 printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\n[grpc]\naddress = "%s"\n[ttrpc]\naddress = "%s.ttrpc"\n' \
   "$W/containerd" "$W/containerd" "$W/containerd.sock" "$W/containerd.sock" >"$W/containerd.toml"
 containerd --config "$W/containerd.toml" --log-level warn >"$W/containerd.log" 2>&1 & PIDS+=("$!")
-wait_for 30 "the Docker engine starts" docker_ info
-wait_for 20 "containerd starts" ctr_ version
+wait_for 60 "the Docker engine starts" docker_ info
+wait_for 60 "containerd starts" ctr_ version
 
 # everybody_logs_in REGISTRY - nothing goes without a password, everything with it.
 everybody_logs_in() {
@@ -84,7 +84,7 @@ say "htpasswd: $(skopeo --version), $(podman --version), $(dockerd --version | c
 
 openssl req -newkey rsa:2048 -nodes -keyout "$W/token.key" -x509 -subj /CN=tokens -days 1 -out "$W/token.pem" 2>/dev/null
 "$CLIENTS/token-server.py" "$W/token.key" "$W/token.pem" "$user" "$password" us >"$W/token.port" & PIDS+=("$!")
-wait_for 10 "the token server starts" test -s "$W/token.port"
+wait_for 60 "the token server starts" test -s "$W/token.port"
 registry_with b "{token: {realm: http://127.0.0.1:$(cat "$W/token.port")/token, service: shoal, issuer: us, rootcertbundle: $W/token.pem}}"
 everybody_logs_in "$b_registry"
 say "tokens: the same"

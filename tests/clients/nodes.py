@@ -42,7 +42,7 @@ def kill(name):
     process.wait()
 
 
-def wait_for(what, test, seconds=30):
+def wait_for(what, test, seconds=60):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

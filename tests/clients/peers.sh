@@ -17,7 +17,7 @@ containerd_pull() {
   (IN_CHROOT=exec; [ ${#run[@]} -gt 0 ] || exec containerd --config "$dir/config.toml" --log-level warn
     "${run[@]}" containerd --config "$dir/config.toml" --log-level warn) >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
-  wait_for 20 "containerd starts" "${run[@]}" ctr -a "$sock" version
+  wait_for 60 "containerd starts" "${run[@]}" ctr -a "$sock" version
   "${run[@]}" timeout 120 ctr -a "$sock" images pull --hosts-dir "${HOSTS:-$dir/hosts}" "$image" >"$dir/pull" 2>&1 ||
     { cat "$dir/pull" "$dir/log" >&2; fail "containerd ${SUITE:-} cannot pull $image from $registry"; }
   out=$("${run[@]}" timeout 60 ctr -a "$sock" run --rm "$image" "t$$" 2>"$dir/run") ||
@@ -70,7 +70,7 @@ docker_pull() {
     -p "$dir/pid" -H "unix://$dir/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
     "${options[@]}") >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
-  wait_for 30 "the Docker engine starts" "${run[@]}" docker -H "unix://$dir/sock" info
+  wait_for 60 "the Docker engine starts" "${run[@]}" docker -H "unix://$dir/sock" info
   "${run[@]}" timeout 180 docker -H "unix://$dir/sock" pull "$image" >"$dir/pull" 2>&1 ||
     { cat "$dir/pull" >&2; tail -20 "$dir/log" >&2; fail "Docker ${SUITE:-} cannot pull $image from $registry"; }
   out=$("${run[@]}" timeout 60 docker -H "unix://$dir/sock" run --rm --network none "$image" 2>&1) ||
@@ -92,7 +92,7 @@ registry_start() {
   "${DOCKER_REGISTRY:-docker-registry}" serve "$dir/config.yml" >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
   declare -g "${name}_registry=127.0.0.1:$port" "${name}_pid=$pid"
-  wait_for 10 "docker-registry starts" curl -sf "http://127.0.0.1:$port/v2/"
+  wait_for 60 "docker-registry starts" curl -sf "http://127.0.0.1:$port/v2/"
 }
 
 # kubo_start NAME - an isolated Kubo on loopback with free ports; sets NAME_pid, NAME_peer, NAME_p2p. Use it by `kubo
@@ -129,7 +129,7 @@ SETTINGS
   [ -z "${HAMT:-}" ] || kubo "$name" config Import.UnixFSHAMTDirectorySizeThreshold "$HAMT"
   IPFS_PATH=$dir/repo IPFS_TELEMETRY=off "$KUBO" daemon --enable-gc=false >"$dir/log" 2>&1 & pid=$!
   PIDS+=("$pid")
-  wait_for 30 "Kubo starts" grep -q '^Daemon is ready' "$dir/log"
+  wait_for 60 "Kubo starts" grep -q '^Daemon is ready' "$dir/log"
   declare -g "${name}_pid=$pid" "${name}_peer=$(kubo "$name" id -f '<id>')"
   declare -g "${name}_gateway=$(cat "$dir/repo/gateway")"
   declare -g "${name}_p2p=$(kubo "$name" id -f '<addrs>' | tr ' ' '\n' | grep '/ip4/127.0.0.1/tcp/' | head -1)"

@@ -45,7 +45,7 @@ containerd_start() {
   printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\n[grpc]\naddress = "%s/sock"\n[ttrpc]\naddress = "%s/ttrpc"\n' \
     "$DIR" "$DIR" "$DIR" "$DIR" >"$DIR/config.toml"
   IN_CHROOT=exec of_suite containerd --config "$DIR/config.toml" --log-level warn >"$DIR/log" 2>&1 & PIDS+=("$!")
-  wait_for 20 "containerd starts" ctr_ version
+  wait_for 60 "containerd starts" ctr_ version
 }
 ctr_() { of_suite timeout 60 ctr -a "$DIR/sock" "$@"; }
 containerd_has() { same "$(ctr_ images ls "name==$1" | awk 'NR == 2 {print $3}')" "$2" "$1 in containerd"; }
@@ -75,7 +75,7 @@ docker_start_with() {
   IN_CHROOT=exec of_suite dockerd --config-file "$DIR/daemon.json" --data-root "$DIR/data" --exec-root "$DIR/exec" \
     -p "$DIR/pid" -H "unix://$DIR/sock" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
     >"$DIR/log" 2>&1 & PIDS+=("$!")
-  wait_for 30 "the Docker engine starts" docker_ info
+  wait_for 60 "the Docker engine starts" docker_ info
 }
 docker_() { of_suite timeout 60 docker -H "unix://$DIR/sock" "$@"; }
 docker_has() { grep -q "@$2" <<<"$(docker_ image inspect --format '{{.RepoDigests}}' "$1")" || fail "Docker has another $1"; }

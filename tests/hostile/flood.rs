@@ -169,11 +169,8 @@ async fn records_without_end_leave_room_for_those_of_others() {
         let (hostile, victim) = (&hostile, &victim);
         async move { hostile.put(victim, &name_of(&key).routing_key(), &record).await }
     });
-    let providing = async {
-        for n in 0..RECORDS {
-            hostile.provide(n.to_be_bytes().repeat(4)).await;
-        }
-    };
+    let providing =
+        stream::iter(0..RECORDS).for_each_concurrent(32, |n| hostile.provide(n.to_be_bytes().repeat(4)));
     let honest = async {
         for tag in 1..=5 {
             let image = Image::small(510 + tag);

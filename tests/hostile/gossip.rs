@@ -2,8 +2,6 @@
 //! pass on; floods of others hold up nobody. A record whose root is served is looked up again after three quarters of a
 //! minute at the soonest: later than these tests wait.
 
-use std::time::Instant;
-
 use futures::AsyncWriteExt;
 use libp2p::StreamProtocol;
 use libp2p::identity::Keypair;
@@ -12,7 +10,7 @@ use shoal::ipld::Cid;
 use shoal::ipld::ipns::IpnsName;
 
 use crate::author::{Author, has_seen, has_taken};
-use crate::common::{Daemon, Image, PATIENCE};
+use crate::common::{Daemon, Image};
 use crate::forge::{Forged, name_of};
 use crate::gossiper::{FetchAnswer, Gossiper, NOT_FOUND, topic};
 use crate::peer::{Peer, peer_of};
@@ -155,6 +153,9 @@ async fn values_and_sequences_without_sense_leave_the_old_root() {
 async fn a_hundred_thousand_fetches_hold_up_nobody() {
     const FETCHES: usize = 100_000;
     const AT_ONCE: usize = 64;
+    /// Those of somebody else that are answered meanwhile: were they in turn with those of the flood, it would be ten times
+    /// as many.
+    const HONEST_MIN: usize = FETCHES / AT_ONCE / 10;
     let scene = Scene::set(305).await;
     let (flooder, honest) = (scene.meets().await, scene.meets().await);
     let key = |n: usize| [b"/ipns/".as_slice(), &n.to_be_bytes()].concat();
@@ -168,18 +169,19 @@ async fn a_hundred_thousand_fetches_hold_up_nobody() {
             futures::future::join_all(asking).await;
         }
     };
+    let mut answered = 0;
     let asking = async {
         loop {
-            let begun = Instant::now();
             let answer = honest.fetch(&scene.reader, &scene.name.routing_key()).await.unwrap();
             assert_eq!(answer.status, 0);
-            assert!(begun.elapsed() < PATIENCE / 4, "{:?}", begun.elapsed());
+            answered += 1;
         }
     };
     tokio::select! {
         () = flood => (),
         () = asking => unreachable!("it asks for ever"),
     }
+    assert!(answered >= HONEST_MIN, "{answered} fetches were answered beside {FETCHES}");
     honest.say(scene.good(6)).await;
     has_taken(&scene.reader, &scene.next).await;
     assert!(scene.reader.memory_bytes() < MEMORY_BYTES_MAX, "{} MiB", scene.reader.memory_bytes() >> 20);

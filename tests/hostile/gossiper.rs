@@ -64,7 +64,7 @@ pub struct Gossiper {
     asked: mpsc::Receiver<Incoming>,
     /// The one that was asked of it when it came, unless it is answered.
     pending: Option<Incoming>,
-    /// What others say on the topic.
+    /// What others say on the topic and a daemon passes on. What it knows it says itself as well, whenever it likes.
     pub heard: mpsc::Receiver<Vec<u8>>,
     /// Who has come to the topic.
     joined: mpsc::Receiver<PeerId>,
@@ -126,7 +126,7 @@ impl Gossiper {
         self.commands.send(Command::Say(value)).await.ok().unwrap();
     }
 
-    /// The next that is heard.
+    /// The next that is passed on.
     pub async fn hears(&mut self) -> Vec<u8> {
         tokio::time::timeout(PATIENCE, self.heard.recv()).await.expect("something is said").unwrap()
     }
@@ -172,8 +172,12 @@ async fn run(
                 None => return,
             },
             event = swarm.select_next_some() => match event {
-                SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message { message, .. })) => {
-                    let _ = ears.try_send(message.data);
+                SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message {
+                    propagation_source, message, ..
+                })) => {
+                    if message.source != Some(propagation_source) {
+                        let _ = ears.try_send(message.data);
+                    }
                 }
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, .. })) => {
                     let _ = eyes.try_send(peer_id);

@@ -182,13 +182,14 @@ async fn say(stream: Stream, request: &Request) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_without_measure_are_refused_and_their_streams_end() {
     let scene = Honest::start(660).await;
-    let (hostile, honest) = (Peer::start().await, Peer::start().await);
-    hostile.meets(&scene.victim).await;
+    let honest = Peer::start().await;
     honest.meets(&scene.victim).await;
     let attack = async {
-        // As many at once as a stranger may have.
+        // As many at once as a stranger may have, whose places may be free only a moment after the streams have ended.
         let requests = requests();
         for some in requests.chunks(8) {
+            let hostile = Peer::start().await;
+            hostile.meets(&scene.victim).await;
             join_all(some.iter().map(async |request| {
                 let stream = open(&hostile, &scene.victim).await.expect("a stream");
                 let answer = say(stream, request).await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use libp2p::identity::Keypair;
 use shoal::dag::Entry;
 use shoal::ipld::dag_pb::{Link, Node};
@@ -143,9 +144,8 @@ async fn thousands_of_providers_of_nothing_keep_nothing_else_out() {
     peer.meets(&reader).await;
     witness.meets(&reader).await;
     let key = |n: u64| Multihash::wrap(0x12, &[n.to_be_bytes(); 4].concat()).unwrap().to_bytes();
-    for n in 0..FLOOD {
-        peer.provide(key(n)).await;
-    }
+    // More at once would be given up for taking too long, before they are said.
+    stream::iter(0..FLOOD).for_each_concurrent(32, |n| peer.provide(key(n))).await;
     let arriving = async {
         while witness.providers(key(FLOOD - 1)).await == 0 {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -213,8 +213,11 @@ async fn what_its_author_does_not_renew_is_served_on_with_a_warning_and_told_to_
     let (author, image) = (Author::start().await, Image::small(260));
     let root = author.tree_of(&image).await;
     let reader = author.reader();
-    author.publish_for(&root, 1, Duration::from_secs(8)).await;
+    author.publish_root(&root, 1).await;
     reader.serves("library/app", "1", &image).await;
+    // From somebody who is connected it comes at once.
+    author.publish_for(&root, 2, Duration::from_secs(15)).await;
+    has_seen(&reader, 2).await;
     let warned = async {
         loop {
             let answer = reader.get("library/app/manifests/1").await;
@@ -237,8 +240,8 @@ async fn what_its_author_does_not_renew_is_served_on_with_a_warning_and_told_to_
     assert_eq!(answer.status(), reqwest::StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(late.status().readonly[0].sequence, None);
 
-    author.publish_for(&root, 2, Duration::from_secs(3600)).await;
-    has_seen(&reader, 2).await;
+    author.publish_for(&root, 3, Duration::from_secs(3600)).await;
+    has_seen(&reader, 3).await;
     let answer = reader.get("library/app/manifests/1").await;
     assert!(!answer.headers().contains_key("warning"), "its author is back");
 }

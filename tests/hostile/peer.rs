@@ -1,7 +1,7 @@
 //! A peer made of plain libp2p: it connects, introduces itself and takes part in the DHT of private addresses as anybody
 //! does. What it says on its streams, and what it puts, is the test's choice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use shoal::node::bitswap::message::{Message, Outgoing, Version};
 use shoal::node::bitswap::protocols;
 use shoal::node::streams::{self, Control, Incoming, OpenError};
 use shoal::tasks::Tasks;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::common::{Daemon, PATIENCE};
 
@@ -33,11 +33,12 @@ enum Command {
     Dial(Multiaddr),
     Put { to: PeerId, key: Vec<u8>, value: Vec<u8>, done: oneshot::Sender<()> },
     Get { key: RecordKey, found: oneshot::Sender<Vec<Vec<u8>>> },
-    Provide { key: RecordKey },
+    Provide { key: RecordKey, done: oneshot::Sender<()> },
     GetProviders { key: RecordKey, found: oneshot::Sender<usize> },
 }
 
 enum Asked {
+    /// Something is put, and nothing comes back.
     Put(oneshot::Sender<()>),
     Get(Vec<Vec<u8>>, oneshot::Sender<Vec<Vec<u8>>>),
     GetProviders(usize, oneshot::Sender<usize>),
@@ -50,6 +51,8 @@ pub struct Peer {
     pub incoming: mpsc::Receiver<Incoming>,
     pub tasks: Tasks,
     commands: mpsc::Sender<Command>,
+    /// Who has introduced himself.
+    known: watch::Receiver<HashSet<PeerId>>,
 }
 
 impl Peer {
@@ -97,9 +100,10 @@ impl Peer {
         };
         let address = format!("{address}/p2p/{}", swarm.local_peer_id());
         let (commands, inbox) = mpsc::channel(64);
+        let (introduced, known) = watch::channel(HashSet::new());
         let tasks = Tasks::new();
-        tasks.spawn_short("hostile", |_| run(swarm, inbox));
-        Self { address, control, incoming, tasks, commands }
+        tasks.spawn_short("hostile", |_| run(swarm, inbox, introduced));
+        Self { address, control, incoming, tasks, commands, known }
     }
 
     /// A stream for Bitswap to a daemon that is connected, or about to be.
@@ -107,10 +111,14 @@ impl Peer {
         open(&self.control, peer_of(daemon)).await
     }
 
-    /// Dials a daemon.
+    /// Dials a daemon; returns when it has introduced itself: who is not known yet is asked nothing in the DHT, and told
+    /// nothing.
     pub async fn meets(&self, daemon: &Daemon) {
         self.commands.send(Command::Dial(daemon.address.parse().unwrap())).await.ok().unwrap();
         self.open(daemon).await;
+        let (mut known, peer) = (self.known.clone(), peer_of(daemon));
+        let introduced = tokio::time::timeout(PATIENCE, known.wait_for(|known| known.contains(&peer))).await;
+        introduced.expect("it introduces itself").unwrap();
     }
 
     /// Puts a record to a daemon, by the rules or not; returns when it has answered, or will not.
@@ -135,9 +143,11 @@ impl Peer {
         providers.await.unwrap()
     }
 
-    /// Says that it has what `key` names.
+    /// Says that it has what `key` names; returns when it is said, or was given up.
     pub async fn provide(&self, key: Vec<u8>) {
-        self.commands.send(Command::Provide { key: key.into() }).await.ok().unwrap();
+        let (done, said) = oneshot::channel();
+        self.commands.send(Command::Provide { key: key.into(), done }).await.ok().unwrap();
+        said.await.unwrap();
     }
 }
 
@@ -162,7 +172,11 @@ pub fn from_new_port(address: Multiaddr) -> DialOpts {
     DialOpts::unknown_peer_id().address(address).allocate_new_port().build()
 }
 
-async fn run(mut swarm: Swarm<Behaviour>, mut inbox: mpsc::Receiver<Command>) {
+async fn run(
+    mut swarm: Swarm<Behaviour>,
+    mut inbox: mpsc::Receiver<Command>,
+    introduced: watch::Sender<HashSet<PeerId>>,
+) {
     let mut asked: HashMap<QueryId, Asked> = HashMap::new();
     loop {
         tokio::select! {
@@ -181,6 +195,7 @@ async fn run(mut swarm: Swarm<Behaviour>, mut inbox: mpsc::Receiver<Command>) {
                             kad.add_address(&peer_id, address);
                         }
                     }
+                    introduced.send_modify(|known| _ = known.insert(peer_id));
                 }
                 SwarmEvent::Behaviour(BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
                     id, result, step, ..
@@ -227,8 +242,9 @@ fn begin(swarm: &mut Swarm<Behaviour>, asked: &mut HashMap<QueryId, Asked>, comm
             let id = kad.get_providers(key);
             asked.insert(id, Asked::GetProviders(0, found));
         }
-        Command::Provide { key } => {
-            kad.start_providing(key.clone()).unwrap();
+        Command::Provide { key, done } => {
+            let id = kad.start_providing(key.clone()).unwrap();
+            asked.insert(id, Asked::Put(done));
             kad.stop_providing(&key); // Only others are to know of it.
         }
     }

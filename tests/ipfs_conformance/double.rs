@@ -87,6 +87,15 @@ impl Double {
         double
     }
 
+    /// Closes its ports; returns when they are closed. Who is connected stays so.
+    pub async fn ends(mut self) {
+        for server in std::mem::take(&mut self.servers) {
+            server.abort();
+            // It was aborted.
+            let _ = server.await;
+        }
+    }
+
     pub fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap()
     }

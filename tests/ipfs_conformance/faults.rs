@@ -258,14 +258,8 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     let shut = kubo::version(&config).await.unwrap_err().to_string();
     assert!(shut.contains("set storage.ipfs.ipfsapiauth"), "{shut}");
     let config = double.config();
-    drop(double);
-    let wrong = loop {
-        // The listener goes with its task, in a moment.
-        match kubo::version(&config).await {
-            Ok(_) => tokio::task::yield_now().await,
-            Err(error) => break error.to_string(),
-        }
-    };
+    double.ends().await;
+    let wrong = kubo::version(&config).await.unwrap_err().to_string();
     assert!(wrong.contains("does not answer") && wrong.contains("ipfs daemon"), "{wrong}");
     assert!(!wrong.contains("t0ken"));
 }

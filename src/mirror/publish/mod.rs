@@ -62,6 +62,16 @@ pub struct OwnStatus {
     pub former: Vec<IpnsName>,
 }
 
+impl OwnStatus {
+    /// There is a root that is not out yet.
+    fn move_to(&mut self, root: Cid) {
+        if self.root != root && self.state == PublishState::Published {
+            self.state = PublishState::Pending;
+        }
+        self.root = root;
+    }
+}
+
 enum Command {
     Publish(oneshot::Sender<()>),
     /// Over the record of another writer.
@@ -75,6 +85,7 @@ enum Command {
 /// The door to the publisher. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Publisher {
+    commits: Commits,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<OwnStatus>,
     asked: watch::Receiver<bool>,
@@ -91,13 +102,16 @@ impl Publisher {
         updates: broadcast::Receiver<IpnsRecord>,
     ) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
-        let (task, status, asked) = Task::new(ipfs, state, signer, known, commits);
+        let (task, status, asked) = Task::new(ipfs, state, signer, known, commits.clone());
         tasks.spawn("publish", |stop| task.run(inbox, updates, stop));
-        Self { commands, status, asked }
+        Self { commits, commands, status, asked }
     }
 
+    /// Of the root as it is now: the task may still be busy with one before it.
     pub(super) fn status(&self) -> OwnStatus {
-        self.status.borrow().clone()
+        let mut status = self.status.borrow().clone();
+        status.move_to(self.commits.root());
+        status
     }
 
     /// Waits until the network was asked once whether it knows a newer root of this name; at most half a minute.

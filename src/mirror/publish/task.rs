@@ -138,9 +138,13 @@ impl Task {
                 () = stop.cancelled() => break,
                 changed = committed.changed() => {
                     if changed.is_err() { break }
-                    let first = *first_change.get_or_insert_with(Instant::now);
-                    self.due = Some((Instant::now() + QUIET).min(first + LATEST));
-                    self.pending(committed.borrow_and_update().root);
+                    let root = committed.borrow_and_update().root;
+                    // A command may have published it already.
+                    if !self.is_out(root) {
+                        let first = *first_change.get_or_insert_with(Instant::now);
+                        self.due = Some((Instant::now() + QUIET).min(first + LATEST));
+                        self.status.send_modify(|status| status.move_to(root));
+                    }
                 }
                 told = updates.recv() => if let Ok(record) = told {
                     self.hear(&record).await;
@@ -207,13 +211,8 @@ impl Task {
         self.record.as_ref().and_then(|own| IpnsRecord::decode(&self.signer.name(), &own.bytes).ok())
     }
 
-    fn pending(&self, root: Cid) {
-        self.status.send_modify(|status| {
-            status.root = root;
-            if status.state == PublishState::Published {
-                status.state = PublishState::Pending;
-            }
-        });
+    fn is_out(&self, root: Cid) -> bool {
+        !self.put_pending && self.put_root == Some(root)
     }
 
     /// One try of what is to be done; returns the pause before the next.
@@ -401,7 +400,7 @@ impl Task {
             status.published_at = Some(Timestamp::now());
             status.error = None;
             if root == current && status.state == PublishState::Pending {
-                status.state = PublishState::Published;
+                (status.root, status.state) = (root, PublishState::Published);
             }
         });
         let Fresh { mut roots, digests } = self.commits.take_fresh();

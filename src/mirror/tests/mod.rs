@@ -83,6 +83,8 @@ struct Network {
     state: State,
     far: Store,
     script: Mutex<Script>,
+    /// No record is put while somebody has it.
+    turn: tokio::sync::Mutex<()>,
 }
 
 struct Script {
@@ -161,6 +163,7 @@ impl Ipfs for Network {
     }
 
     async fn publish(&self, record: &IpnsRecord) -> Result<(), IpfsError> {
+        let _turn = self.turn.lock().await;
         let mut script = self.script.lock().unwrap();
         let newest = match (&script.knows, script.others.get(record.name())) {
             (_, Some(known)) => !known.is_better_than(record),
@@ -220,6 +223,7 @@ impl Desk {
             state: store.state().clone(),
             far: far.clone(),
             script: Mutex::new(script),
+            turn: tokio::sync::Mutex::default(),
         });
         Self {
             tree: Tree::new(Blocks::new(store.blocks().clone(), network.clone())),

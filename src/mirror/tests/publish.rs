@@ -48,6 +48,33 @@ async fn under_steady_pushes_a_record_leaves_every_three_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_root_is_told_of_while_one_before_it_is_put_and_is_then_published_once() {
+    let desk = Desk::new(Knows::Nothing);
+    let (commits, publisher) = desk.publisher(true).await;
+    push(&commits, "a").await;
+    until("it is out", || publisher.status().state == PublishState::Published).await;
+
+    let turn = desk.network.turn.lock().await;
+    push(&commits, "b").await;
+    pass(HOUR).await;
+    push(&commits, "c").await;
+    let status = publisher.status();
+    assert_eq!((status.root, status.state), (commits.root(), PublishState::Pending));
+
+    // The command and the word of the new root wait for the publisher both.
+    let release = async {
+        pass(HOUR).await;
+        drop(turn);
+    };
+    let (published, ()) = tokio::join!(publisher.publish_now(), release);
+    let published = published.unwrap();
+    assert_eq!((published.root, published.state), (commits.root(), PublishState::Published));
+    pass(HOUR).await;
+    assert_eq!(desk.network.taken().len(), 3);
+    assert_eq!(publisher.status().state, PublishState::Published);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sequence_is_on_disk_before_its_record_leaves() {
     let desk = Desk::new(Knows::Nothing);
     let (commits, _publisher) = desk.publisher(true).await;

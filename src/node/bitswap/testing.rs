@@ -22,7 +22,7 @@ use crate::node::streams::{Behaviour, Control, Incoming, OpenError};
 use crate::store::{Store, StoreOptions};
 use crate::tasks::Tasks;
 
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(in crate::node) const DEADLINE: Duration = Duration::from_secs(60);
 
 enum Command {
     Dial(Multiaddr, oneshot::Sender<PeerId>),
@@ -159,7 +159,7 @@ impl Bare {
                 }
             }
         });
-        let providers = Arc::<Mutex<Vec<Multiaddr>>>::default();
+        let providers = Arc::<tokio::sync::Mutex<Vec<Multiaddr>>>::default();
         let (known, commands) = (providers.clone(), self.commands.clone());
         let searched = Arc::<Mutex<HashSet<Cid>>>::default();
         let noted = searched.clone();
@@ -168,7 +168,7 @@ impl Bare {
                 stop.run_until_cancelled(searches.recv()).await
             {
                 noted.lock().unwrap().insert(root);
-                let known = known.lock().unwrap().clone();
+                let known = known.lock().await.clone();
                 for address in known {
                     reply.send(dial(&commands, &address).await).await.ok();
                 }
@@ -194,7 +194,7 @@ async fn dial(commands: &mpsc::Sender<Command>, address: &Multiaddr) -> PeerId {
     tokio::time::timeout(DEADLINE, connected).await.unwrap().unwrap()
 }
 
-/// A node with an exchange. What it looks for is provided by `providers`.
+/// A node with an exchange. What it looks for is provided by `providers`; who holds their lock holds up the search.
 pub(in crate::node) struct Node {
     pub(in crate::node) peer: PeerId,
     pub(in crate::node) address: Multiaddr,
@@ -202,7 +202,7 @@ pub(in crate::node) struct Node {
     pub(in crate::node) store: Store,
     pub(in crate::node) tasks: Tasks,
     commands: mpsc::Sender<Command>,
-    pub(in crate::node) providers: Arc<Mutex<Vec<Multiaddr>>>,
+    pub(in crate::node) providers: Arc<tokio::sync::Mutex<Vec<Multiaddr>>>,
     pub(in crate::node) searched: Arc<Mutex<HashSet<Cid>>>,
     _dir: TempDir,
 }
