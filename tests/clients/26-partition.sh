@@ -63,7 +63,7 @@ for node in "${nodes[@]}"; do
   done
   BOOTSTRAP=$(IFS=,; echo "${peers[*]}") start "$node" "$(IFS=,; echo "${names[*]}")"
 done
-all_serve 180
+all_serve 60
 say "five daemons serve what each pushed"
 
 ip link set joint down
@@ -74,12 +74,12 @@ serves n1 n5/app:apart "${pushed[n5]}" && fail "the network is not parted"
 serves n1 n2/app:apart "${pushed[n2]}" || fail "one side does not serve its own side"
 ip link set joint up
 healed=$SECONDS
-# A dead connection is noticed within a minute of its end, and made anew within ten seconds; the rest is for the pulls.
-all_serve 180
+# A dead connection is noticed within a minute of its end, and made anew within ten seconds.
+all_serve 60
 say "whole again, all serve all pushes after $((SECONDS - healed)) s"
 tag=before
 for node in "${nodes[@]}"; do
   image "$W/img-$node" before --seed "$node-before" --layers 1 --kib 200
   pushed[$node]=$DIGEST
 done
-all_serve 60
+all_serve 20
