@@ -5,7 +5,7 @@
 //! leaves from memory; the last byte is given to nobody before the digest matched.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::super::mesh::Followers;
 use super::super::writing::{Received, Writing};
-use super::super::{Inner, MirrorError, Origin, chain};
+use super::super::{Inner, MirrorError, Origin, StoredBlob, chain};
 use super::fills::FillStatus;
 pub(super) use super::state::{Stage, State};
 use super::supply::{Opened, Supply};
@@ -50,6 +50,8 @@ pub(super) struct Fill {
     cache: Arc<Inner>,
     pub(super) state: watch::Sender<State>,
     window: Mutex<Window>,
+    /// It was in the cache already.
+    found: OnceLock<StoredBlob>,
     keep: Keep,
     begun_at: Instant,
     /// It was begun for a peer: others of the mesh are not asked.
@@ -90,6 +92,7 @@ impl Fill {
             cache,
             state: watch::Sender::new(state),
             window: Mutex::default(),
+            found: OnceLock::new(),
             begun_at: Instant::now(),
             is_of_upstream_alone: supply.mesh.is_none() || supply.is_for_peer,
             refused: supply.refused.clone(),
@@ -175,8 +178,27 @@ impl Fill {
         }
     }
 
+    /// Whether the blob is in the cache: a fill before this one may have ended since whoever began it has looked.
+    pub(super) async fn is_here(&self) -> Result<bool, MirrorError> {
+        let Some((blob, _)) = self.cache.blob_anywhere(&self.digest).await? else { return Ok(false) };
+        self.keep.add(blob.entry.cid);
+        let size_bytes = blob.size_bytes;
+        // Nothing else sets it.
+        let _ = self.found.set(blob);
+        self.state.send_modify(|state| {
+            (state.size_bytes, state.received_bytes) = (Some(size_bytes), size_bytes);
+            state.from = Some(Origin::Cache);
+        });
+        Ok(true)
+    }
+
     /// The bytes at `position`, at least one and up to `bytes_max`, which must be readable.
     pub(super) async fn read_at(&self, position: u64, bytes_max: u64) -> Result<Bytes, MirrorError> {
+        let unread = || MirrorError::Tree { path: self.digest.to_string(), what: "was read before it came" };
+        if let Some(blob) = self.found.get() {
+            let end = position.saturating_add(bytes_max).min(blob.size_bytes);
+            return self.cache.read(blob, position..end).try_next().await?.ok_or_else(unread);
+        }
         let piece = lock(&self.window).piece(position);
         let mut bytes = match piece {
             Piece::Bytes(bytes) => bytes,
@@ -184,10 +206,7 @@ impl Fill {
                 let lost = || MirrorError::Tree { path: cid.to_string(), what: "is missing from a fill" };
                 self.cache.tree.blocks().get(&cid).await?.ok_or_else(lost)?.into_bytes().slice(skip..)
             }
-            Piece::Nothing => {
-                let path = self.digest.to_string();
-                return Err(MirrorError::Tree { path, what: "was read before it came" });
-            }
+            Piece::Nothing => return Err(unread()),
         };
         bytes.truncate(usize::try_from(bytes_max).unwrap_or(usize::MAX));
         Ok(bytes)

@@ -104,15 +104,24 @@ impl Fills {
         let begun = Instant::now();
         let mesh = self.0.mesh.as_ref().filter(|_| supply.upstream.config().share);
         let hold = |held| mesh.inspect(|mesh| mesh.hold(Key::of_digest(&fill.digest), held));
-        hold(Some(Held::Filling));
-        let outcome = fill.run(&mut supply, &stop).await;
+        let outcome = match fill.is_here().await {
+            Ok(true) => Ok(Some(())),
+            Ok(false) => {
+                hold(Some(Held::Filling));
+                fill.run(&mut supply, &stop).await
+            }
+            Err(error) => Err(error),
+        };
         hold(outcome.as_ref().ok().and_then(|filled| filled.map(|()| Held::Whole)));
         let stage = match outcome {
             Ok(Some(())) => {
-                let State { received_bytes, .. } = fill.state();
+                let State { received_bytes, from, .. } = fill.state();
                 let duration_ms = begun.elapsed().as_millis();
                 self.0.failed.invalidate(&fill.digest);
-                tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
+                // Else a fill before this one has said so.
+                if from != Some(Origin::Cache) {
+                    tracing::info!(digest = %fill.digest, repo.name = %fill.repository, size_bytes = received_bytes, duration_ms, "blob pulled through");
+                }
                 Stage::Committed
             }
             Ok(None) => Stage::Absent,

@@ -233,7 +233,10 @@ impl PullThrough {
                         continue;
                     }
                     Ok(Some(ManifestAnswer::No) | None) => continue,
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        tracing::debug!(%peer, %reference, error = %chain(&error), "peer left out");
+                        Err(error)
+                    }
                 },
             };
             match outcome {
@@ -303,12 +306,19 @@ impl PullThrough {
         let origin = Origin::Upstream(place.repository.host.clone());
         let at = SystemTime::now();
         let confirmed = |manifest| Confirmation { manifest, at, stale: false, origin: origin.clone() };
-        let Reference::Tag(tag) = reference else {
-            return match upstream.manifest(name, reference).await {
-                Ok(Some(fetched)) => self.keep(place, fetched, &[]).await.map(confirmed).map(Some),
-                Ok(None) => Ok(None),
-                Err(error) => self.of_anybody(place, reference, error.into()).await.map(Some),
-            };
+        let tag = match reference {
+            Reference::Tag(tag) => tag,
+            Reference::Digest(digest) => {
+                // Another one may have fetched it since whoever asks has looked.
+                if let Some(manifest) = self.cached(place, digest).await? {
+                    return Ok(Some(Confirmation { origin: Origin::Cache, ..confirmed(manifest) }));
+                }
+                return match upstream.manifest(name, reference).await {
+                    Ok(Some(fetched)) => self.keep(place, fetched, &[]).await.map(confirmed).map(Some),
+                    Ok(None) => Ok(None),
+                    Err(error) => self.of_anybody(place, reference, error.into()).await.map(Some),
+                };
+            }
         };
         let Some(head) = upstream.head_manifest(name, reference).await? else { return Ok(None) };
         let known = match &head.digest {
