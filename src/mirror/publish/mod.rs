@@ -75,6 +75,7 @@ enum Command {
 /// The door to the publisher. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Publisher {
+    commits: Commits,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<OwnStatus>,
     asked: watch::Receiver<bool>,
@@ -91,13 +92,19 @@ impl Publisher {
         updates: broadcast::Receiver<IpnsRecord>,
     ) -> Self {
         let (commands, inbox) = mpsc::channel(COMMANDS_QUEUED_MAX);
-        let (task, status, asked) = Task::new(ipfs, state, signer, known, commits);
+        let (task, status, asked) = Task::new(ipfs, state, signer, known, commits.clone());
         tasks.spawn("publish", |stop| task.run(inbox, updates, stop));
-        Self { commands, status, asked }
+        Self { commits, commands, status, asked }
     }
 
     pub(super) fn status(&self) -> OwnStatus {
-        self.status.borrow().clone()
+        let mut status = self.status.borrow().clone();
+        let root = self.commits.root();
+        // The task may not have heard of it yet, and who has pushed it must not be told that it is out.
+        if status.root != root && status.state == PublishState::Published {
+            status.state = PublishState::Pending;
+        }
+        OwnStatus { root, ..status }
     }
 
     /// Waits until the network was asked once whether it knows a newer root of this name; at most half a minute.

@@ -401,7 +401,7 @@ impl Task {
             status.published_at = Some(Timestamp::now());
             status.error = None;
             if root == current && status.state == PublishState::Pending {
-                status.state = PublishState::Published;
+                (status.root, status.state) = (root, PublishState::Published);
             }
         });
         let Fresh { mut roots, digests } = self.commits.take_fresh();
