@@ -71,6 +71,7 @@ struct Content {
 }
 
 impl Upstream {
+    #[allow(clippy::unused_async, reason = "who listens has to be within a runtime")]
     pub async fn start() -> Self {
         let port = super::bound(SocketAddr::from(([127, 0, 0, 1], 0)));
         let (address, tasks) = (port.local_addr().unwrap(), Tasks::new());
