@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,12 +13,13 @@ use axum::Router;
 use axum::http::Uri;
 use axum::response::IntoResponse;
 use common::upstream::{Access, Upstream};
-use common::{Daemon, Image, PATIENCE, Setup, daemon};
+use common::{Daemon, Image, PATIENCE, daemon};
+use futures::StreamExt;
 use libp2p::identity::Keypair;
 use reqwest::{Response, StatusCode};
 use shoal::http::peer;
-use shoal::ipfs::Ipfs;
-use shoal::node::{self, NodeConfig};
+use shoal::ipfs::{Ipfs, Peer, PeerStreams};
+use shoal::node::{self, NodeClient, NodeConfig};
 use shoal::oci::Digest;
 use shoal::store::{Store, StoreOptions};
 use shoal::tasks::Tasks;
@@ -25,6 +27,8 @@ use tempfile::TempDir;
 
 const REGISTRY: &str = "registry.example";
 const REPO: &str = "library/app";
+/// Where nobody listens.
+const NOBODY: &str = "http://127.0.0.1:1";
 /// What a reader logs when it has announced all of a name.
 const FOLLOWED: &str = "blobs of a name are announced by their digests";
 
@@ -35,13 +39,17 @@ fn parts(image: &Image) -> Vec<(String, &[u8])> {
     std::iter::once(manifest).chain(blobs).collect()
 }
 
-/// A mirror of a registry that is not there, which knows `other` and nobody's name.
-async fn mirror_of_the_dead(other: &Daemon, more: &str) -> Setup {
-    let mut upstream = Upstream::start().await;
-    let url = upstream.url();
-    upstream.stop().await;
-    let config = format!("{{registries: {{{REGISTRY}: {{upstream: \"{url}\", {more}}}}}}}");
-    daemon().mirror(&config).knows(other)
+/// A mirror of a registry that is not there, which knows nobody's name and can ask `other`.
+async fn mirror_of_the_dead(other: &Daemon, more: &str) -> Daemon {
+    mirror_of(NOBODY, other, more).await
+}
+
+async fn mirror_of(upstream: &str, other: &Daemon, more: &str) -> Daemon {
+    let config = format!("{{registries: {{{REGISTRY}: {{upstream: \"{upstream}\", {more}}}}}}}");
+    let mirror = daemon().mirror(&config).knows(other).start();
+    // That nobody was found is remembered for half a minute.
+    mirror.logs("takes part in a DHT").await;
+    mirror
 }
 
 async fn ask(mirror: &Daemon, below: &str) -> Response {
@@ -57,8 +65,43 @@ async fn publisher(other: &Daemon, seed: u64) -> (Daemon, Image) {
     let publisher = daemon().knows(other).start();
     let image = Image::new(seed, &[3_000_000, 1000]);
     publisher.push(REPO, "1", &image).await;
-    publisher.logs("new blobs are announced").await;
+    is_found(other, &peer_of(&publisher), &digests(&image)).await;
     (publisher, image)
+}
+
+fn digests(image: &Image) -> Vec<Digest> {
+    image.blobs.iter().chain([&image.manifest]).map(|bytes| Digest::sha256(bytes)).collect()
+}
+
+fn peer_of(daemon: &Daemon) -> Peer {
+    Peer::new(daemon.address.rsplit('/').next().unwrap())
+}
+
+/// A node that knows `other`; it ends with what is returned.
+async fn node(agent: &str, other: &Daemon) -> (NodeClient, PeerStreams, Tasks, TempDir) {
+    let (folder, tasks) = (TempDir::new().unwrap(), Tasks::new());
+    let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
+    let config = NodeConfig {
+        listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
+        bootstrap: vec![other.address.parse().unwrap()],
+        ..NodeConfig::alone(agent)
+    };
+    let (client, streams) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
+    (client, streams, tasks, folder)
+}
+
+/// Waits until whoever knows `other` and looks for these finds `holder`: that all is on its way to be announced says nothing
+/// of when it is.
+async fn is_found(other: &Daemon, holder: &Peer, digests: &[Digest]) {
+    let (client, _streams, tasks, _folder) = node("seeker", other).await;
+    for digest in digests {
+        let begun = Instant::now();
+        while !client.find_digest(&digest.multihash()).any(|found| ready(found == *holder)).await {
+            assert!(begun.elapsed() < PATIENCE, "{digest} is not found at {holder}\n{}", other.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    tasks.shutdown(PATIENCE).await;
 }
 
 /// How often the log has `text`.
@@ -89,7 +132,7 @@ async fn comes_from(mirror: &Daemon, image: &Image, peer: &Daemon) {
 async fn an_image_of_a_dead_registry_comes_from_whoever_announces_it() {
     let third = daemon().start();
     let (publisher, image) = publisher(&third, 8000).await;
-    let mirror = mirror_of_the_dead(&third, "prefetch: false").await.start();
+    let mirror = mirror_of_the_dead(&third, "prefetch: false").await;
     comes_from(&mirror, &image, &publisher).await;
 
     // All of it is announced anew after a start: nobody is left who was told before.
@@ -97,7 +140,7 @@ async fn an_image_of_a_dead_registry_comes_from_whoever_announces_it() {
     let before = count(&publisher, "own tree announced");
     let publisher = publisher.kill_and_restart();
     says_again(&publisher, "own tree announced", before).await;
-    let another = mirror_of_the_dead(&publisher, "prefetch: false").await.start();
+    let another = mirror_of_the_dead(&publisher, "prefetch: false").await;
     comes_from(&another, &image, &publisher).await;
 }
 
@@ -111,9 +154,9 @@ async fn a_reader_that_holds_every_blob_is_found_when_the_author_is_gone() {
         .read_only()
         .env("REGISTRY_STORAGE_IPFS_FOLLOW", "all")
         .start();
-    reader.logs(FOLLOWED).await;
+    is_found(&third, &peer_of(&reader), &digests(&image)).await;
     author.kill();
-    let mirror = mirror_of_the_dead(&third, "prefetch: false").await.start();
+    let mirror = mirror_of_the_dead(&third, "prefetch: false").await;
     comes_from(&mirror, &image, &reader).await;
 }
 
@@ -130,7 +173,7 @@ async fn a_reader_that_held_every_blob_before_a_restart_announces_them_again() {
     let reader = reader.kill_and_restart();
     says_again(&reader, FOLLOWED, before).await;
     // Nobody else is left who was told before.
-    let mirror = mirror_of_the_dead(&reader, "prefetch: false").await.start();
+    let mirror = mirror_of_the_dead(&reader, "prefetch: false").await;
     comes_from(&mirror, &image, &reader).await;
 }
 
@@ -139,7 +182,7 @@ async fn what_may_not_be_for_everybody_is_asked_of_nobody_else() {
     let third = daemon().start();
     let (_publisher, image) = publisher(&third, 8020).await;
     for more in ["username: user, password: secret", "share: no"] {
-        let mirror = mirror_of_the_dead(&third, more).await.start();
+        let mirror = mirror_of_the_dead(&third, more).await;
         for (path, _) in parts(&image) {
             let response = ask(&mirror, &path).await;
             assert!(!response.status().is_success(), "{path} with {more}\n{}", mirror.log());
@@ -152,8 +195,7 @@ async fn a_refusal_of_the_registry_is_not_gone_around() {
     let third = daemon().start();
     let (_publisher, image) = publisher(&third, 8030).await;
     let upstream = Upstream::start().await;
-    let config = format!("{{registries: {{{REGISTRY}: {{upstream: \"{}\"}}}}}}", upstream.url());
-    let mirror = daemon().mirror(&config).knows(&third).start();
+    let mirror = mirror_of(&upstream.url(), &third, "").await;
     for access in [None, Some(Access::Basic("user", "secret"))] {
         if let Some(access) = access {
             upstream.admits(access);
@@ -167,15 +209,7 @@ async fn a_refusal_of_the_registry_is_not_gone_around() {
 
 /// A node that announces a blob and serves other bytes of the same length. Returns the requests that it got.
 async fn liar(other: &Daemon, blob: &[u8]) -> (Tasks, TempDir, Arc<Mutex<Vec<String>>>) {
-    let folder = TempDir::new().unwrap();
-    let store = Store::open(folder.path(), StoreOptions::default()).unwrap();
-    let tasks = Tasks::new();
-    let config = NodeConfig {
-        listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
-        bootstrap: vec![other.address.parse().unwrap()],
-        ..NodeConfig::alone("liar")
-    };
-    let (client, streams) = node::start(&tasks, &store, Keypair::generate_ed25519(), config).await.unwrap();
+    let (client, streams, tasks, folder) = node("liar", other).await;
     let (seen, size) = (Arc::<Mutex<Vec<String>>>::default(), blob.len());
     let log = seen.clone();
     let answers = Router::new().fallback(async move |asked: Uri| {
@@ -183,13 +217,9 @@ async fn liar(other: &Daemon, blob: &[u8]) -> (Tasks, TempDir, Arc<Mutex<Vec<Str
         vec![b'x'; size].into_response()
     });
     peer::serve(&tasks, streams, answers.clone(), answers);
-    let peers = async {
-        while client.stats().peers == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, peers).await.unwrap();
-    client.provide_digests(&[Digest::sha256(blob).multihash()]).await.unwrap();
+    let digest = Digest::sha256(blob);
+    client.provide_digests(&[digest.multihash()]).await.unwrap();
+    is_found(other, &Peer::new(&client.peer_id().to_base58()), &[digest]).await;
     (tasks, folder, seen)
 }
 
@@ -198,7 +228,7 @@ async fn who_announces_a_blob_and_gives_other_bytes_is_found_out_and_not_asked_a
     let third = daemon().start();
     let image = Image::new(8040, &[2_000_000]);
     let (_tasks, _folder, seen) = liar(&third, &image.blobs[1]).await;
-    let mirror = mirror_of_the_dead(&third, "").await.start();
+    let mirror = mirror_of_the_dead(&third, "").await;
     let path = format!("blobs/{}", Digest::sha256(&image.blobs[1]));
     for _ in 0..2 {
         let response = ask(&mirror, &path).await;

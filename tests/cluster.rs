@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -57,10 +58,30 @@ async fn cluster(upstream: &Upstream, more: &[&str]) -> Vec<Daemon> {
         daemons.push(daemon);
     }
     for daemon in &daemons {
-        let heard = || daemon.log().matches("peer said what it holds").count();
-        until("all hear each other", || heard() >= daemons.len() - 1).await;
+        until("all hear each other", || hears(daemon, 0) == daemons.len() - 1).await;
     }
     daemons
+}
+
+/// How many others a daemon has heard of what they hold, behind so many bytes of its log.
+fn hears(daemon: &Daemon, logged_bytes: usize) -> usize {
+    let log = daemon.log();
+    let lines = log[logged_bytes..].lines().filter(|line| line.contains("peer said what it holds"));
+    lines.filter_map(|line| line.split("peer=").nth(1)).collect::<HashSet<_>>().len()
+}
+
+/// How long one looks for a blob before others, who wait for it, go upstream too.
+const LOOKED_FOR: Duration = Duration::from_secs(5);
+
+fn log_bytes(daemons: &[Daemon]) -> Vec<usize> {
+    daemons.iter().map(|daemon| daemon.log().len()).collect()
+}
+
+/// Whether one of them was not answered by another in time, as far as their logs go on behind so many bytes.
+fn is_anybody_late(daemons: &[Daemon], logged_bytes: &[usize]) -> bool {
+    let signs = ["peer left out", "another takes over", "did not say what it holds", "do not give the blob"];
+    let mut logs = daemons.iter().zip(logged_bytes).map(|(daemon, bytes)| daemon.log()[*bytes..].to_owned());
+    logs.any(|log| signs.iter().any(|sign| log.contains(sign)))
 }
 
 async fn all_pull(daemons: &[Daemon], tag: &str, image: &Image) {
@@ -82,11 +103,18 @@ async fn eight_that_pull_an_image_at_once_fetch_it_once() {
     let image = Image::new(600, &[12 << 20, 3000]);
     let upstream = Upstream::with(REPO, "1", &image).await;
     let daemons = cluster(&upstream, &[""; 8]).await;
+    let (logged_bytes, begun) = (log_bytes(&daemons), Instant::now());
     all_pull(&daemons, "1", &image).await;
-    assert_eq!(fetched(&upstream, &image), [1, 1, 1]);
-    assert_eq!(upstream.count("GET", "/manifests/"), 1);
-    // Eight daemons on few cores: one that is not answered within the budget may ask by itself.
-    assert!((1..=2).contains(&upstream.count("HEAD", "/manifests/")));
+    let times = fetched(&upstream, &image);
+    let asked = upstream.count("HEAD", "/manifests/");
+    assert!((1..=asked).contains(&upstream.count("GET", "/manifests/")));
+    // Eight daemons on few cores: one that is not answered within the budget goes by itself.
+    if begun.elapsed() < LOOKED_FOR && !is_anybody_late(&daemons, &logged_bytes) {
+        assert_eq!(times, [1, 1, 1]);
+        assert!((1..=2).contains(&asked), "{asked}");
+    } else {
+        assert!(times.iter().chain([&asked]).all(|times| (1..8).contains(times)), "{times:?}, {asked}");
+    }
 }
 
 #[tokio::test]
@@ -158,7 +186,7 @@ async fn another_takes_over_when_the_fetcher_gets(signal: Signal) {
 #[tokio::test]
 async fn a_registry_that_takes_its_time_is_asked_by_one_all_the_same() {
     /// Longer than a peer may take to say that it is looking for the blob.
-    const SLOW_BY: Duration = Duration::from_secs(3);
+    const SLOW_BY: Duration = Duration::from_secs(2);
     let image = Image::new(625, &[3 << 20]);
     let upstream = Upstream::with(REPO, "1", &image).await;
     let layer = format!("/blobs/{}", Digest::sha256(&image.blobs[1]));
@@ -194,11 +222,16 @@ async fn what_one_of_them_holds_is_had_though_upstream_is_down() {
     // The third cannot be the one that fetches, and so holds nothing before.
     upstream.admits(Access::Basic("user", "secret"));
     let with = "tagttl: 0s, username: user, password: secret";
-    let daemons = cluster(&upstream, &[with, with, "tagttl: 0s"]).await;
+    let mut daemons = cluster(&upstream, &[with, with, "tagttl: 0s"]).await;
     all_pull(&daemons[..2], "1", &image).await;
     until("the fills have ended", || daemons[..2].iter().all(|daemon| daemon.status().fills.is_empty()))
         .await;
     upstream.stop().await;
+    // Who starts now is told at first all that they hold.
+    let third = daemons.pop().unwrap();
+    let logged_bytes = third.log().len();
+    daemons.push(third.kill_and_restart());
+    until("the third hears the others", || hears(&daemons[2], logged_bytes) == 2).await;
     all_pull(&daemons, "1", &image).await;
     daemons[2].logs("peers give the blob together").await;
 }
@@ -248,7 +281,7 @@ async fn a_refusal_of_all_reaches_the_client_at_once() {
         }
         // Eight tries of each would be 24 requests at least.
         let asked = upstream.count("GET", &digest.to_string());
-        assert!(asked < 16, "{asked} requests");
+        assert!(asked < 24, "{asked} requests");
         upstream.forget();
     }
 }
@@ -366,8 +399,7 @@ async fn the_halves_of_a_mesh_go_on_without_each_other_and_find_each_other_again
     let all_have = |peers: usize| daemons.iter().all(|daemon| daemon.status().node.mesh_peers == peers);
     until("all are one mesh", || all_have(3)).await;
     for daemon in &daemons {
-        let heard = || daemon.log().matches("peer said what it holds").count() >= 3;
-        until("all hear each other", heard).await;
+        until("all hear each other", || hears(daemon, 0) == 3).await;
     }
     all_pull(&daemons, "1", &image).await;
 

@@ -13,7 +13,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use common::files::*;
 use common::name_server::{NameServer, link};
-use common::{Daemon, IMAGE_MANIFEST, Image, daemon};
+use common::{Daemon, IMAGE_MANIFEST, Image, PATIENCE, daemon};
 use multibase::Base;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -22,8 +22,8 @@ use shoal::oci::{Algorithm, Digest};
 use shoal::tasks::Tasks;
 use tempfile::TempDir;
 
-/// No answer to what cannot be had takes longer.
-const BUDGET: Duration = Duration::from_secs(25);
+/// No answer to what cannot be had takes longer: twice what the daemon looks for it, so that a slow machine does not count.
+const BUDGET: Duration = Duration::from_secs(50);
 
 /// Adds a folder and returns its CID.
 fn add(daemon: &Daemon, folder: &Path) -> Cid {
@@ -196,9 +196,12 @@ async fn a_layout_is_kept_until_it_is_removed() {
     assert!(shown.starts_with(&format!("{repo}  ")), "{shown}");
     assert!(shoal(&a, ["layout", "rm", &repo]).ok);
     shoal(&a, ["layout", "rm", &repo]).failed_with("is kept: see `shoal layout ls`");
-    let before = a.status().store.live_bytes;
-    assert!(shoal(&a, ["gc"]).ok);
-    assert!(a.status().store.live_bytes + 2_000_000 < before);
+    let (before, begun) = (a.status().store.live_bytes, Instant::now());
+    // What is being read is let be.
+    while a.status().store.live_bytes + 2_000_000 >= before {
+        assert!(begun.elapsed() < PATIENCE, "its space does not come back\n{}", a.log());
+        assert!(shoal(&a, ["gc"]).ok);
+    }
     assert!(refusal(&a, &format!("{repo}/manifests/1")).await.0.is_server_error(), "nobody else was asked");
 }
 

@@ -75,10 +75,16 @@ async fn a_writer_that_another_one_is_ahead_of_stops_and_adopt_merges_the_two() 
     let complaints = |daemon: &Daemon| daemon.log().matches("another writer published").count();
     assert_eq!(complaints(&first), 1);
 
-    has_state(&second, "published").await;
+    let theirs = format!("/ipfs/{}", has_state(&second, "published").await.own.unwrap().root);
+    reaches(&first, "told of the last record", |status| {
+        let other = status.own.as_ref().and_then(|own| own.other_writer.as_ref());
+        other.is_some_and(|other| other.value == theirs)
+    })
+    .await;
     let first = first.kill_and_restart_with("REGISTRY_P2P_BOOTSTRAP", &format!("[{}]", second.address));
     has_state(&first, "blocked").await;
     assert_eq!(complaints(&first), 2, "once a start");
+    reaches(&first, "connected", |status| status.node.peers > 0).await;
     let adopted: Adopted = serde_json::from_str(&out(&first, &["name", "adopt", "--json"])).unwrap();
     let [conflict] = adopted.conflicts.as_slice() else { panic!("{adopted:?}") };
     assert_eq!((conflict.tag.as_str(), adopted.missing_files), ("both", 0));

@@ -211,7 +211,9 @@ async fn an_upload_goes_on_after_the_daemon_was_killed() {
         finish_upload(&daemon, &location, &digest).await;
         let pulled = daemon.get(&format!("{REPO}/blobs/{digest}")).await.bytes().await.unwrap();
         assert!(pulled == content);
-        let status = daemon.kill_and_restart().client.get(&location).send().await;
-        assert!(status.is_err() || status.unwrap().status() == StatusCode::NOT_FOUND);
+        let path = location.strip_prefix(&daemon.registry).unwrap().to_owned();
+        let daemon = daemon.kill_and_restart();
+        let status = daemon.client.get(format!("{}{path}", daemon.registry)).send().await.unwrap();
+        assert_eq!(status.status(), StatusCode::NOT_FOUND);
     }
 }

@@ -44,7 +44,7 @@ async fn images_go_in_and_out_over_http1_and_http2() {
 #[tokio::test]
 async fn a_stop_lets_a_download_over_http2_finish() {
     let authority = Authority::new();
-    let mut daemon = with_pair(&authority.pair_files(), "").http("draintimeout: 15s").start();
+    let mut daemon = with_pair(&authority.pair_files(), "").http("draintimeout: 60s").start();
     daemon.client = authority.client().build().unwrap();
     let blob = random_bytes(2, 48 << 20);
     let digest = daemon.push_blob("app", &blob).await;

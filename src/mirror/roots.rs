@@ -189,7 +189,10 @@ impl Follow {
     }
 
     pub(super) fn status(&self) -> FollowedStatus {
-        FollowedStatus { replica: self.replica.borrow().clone(), ..self.status.borrow().clone() }
+        let (mut replica, served) = (self.replica.borrow().clone(), self.serving.borrow().root);
+        // Who brings it may not have heard of a new root yet.
+        replica.is_whole &= replica.whole == served;
+        FollowedStatus { replica, ..self.status.borrow().clone() }
     }
 
     /// How old what is served is, once its record has expired.

@@ -443,7 +443,9 @@ impl EventLoop {
             let kad = self.swarm.behaviour_mut().kad(dht);
             for address in known.addresses.iter().filter(|address| dht.admits(address)) {
                 kad.add_address(&peer, address.clone());
-                known.dhts.insert(dht);
+                if known.dhts.insert(dht) {
+                    tracing::debug!(peer.id = %peer, ?dht, "takes part in a DHT");
+                }
             }
             // A peer that tells other addresses each time must not fill the table.
             for address in before.iter().filter(|address| !known.addresses.contains(address)) {

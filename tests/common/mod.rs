@@ -9,6 +9,7 @@ pub mod files;
 pub mod name_server;
 pub mod upstream;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,9 +18,12 @@ use reqwest::{Client, Response, StatusCode};
 use shoal::keystore::Keystore;
 use shoal::oci::Digest;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
-/// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for what must come: so long that nothing but a hang takes it, on a slow machine too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for the end of a daemon, which promises it within 10 s.
+const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a daemon is to be started.
 #[derive(Clone, Default)]
@@ -184,7 +188,7 @@ impl Daemon {
         };
         Self {
             child,
-            client: Client::builder().timeout(Duration::from_secs(60)).build().unwrap(),
+            client: Client::builder().timeout(2 * PATIENCE).build().unwrap(),
             registry: field("registry"),
             address: field("p2p").split(',').next().unwrap().to_owned(),
             ipns: field("ipns"),
@@ -226,7 +230,7 @@ impl Daemon {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
             }
-            assert!(begun.elapsed() < PATIENCE, "the daemon does not end\n{}", self.log());
+            assert!(begun.elapsed() < END_PATIENCE, "the daemon does not end\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -239,6 +243,20 @@ impl Daemon {
                 return line.to_owned();
             }
             assert!(begun.elapsed() < PATIENCE, "{text:?} is not logged\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the log, which goes on after a restart, has so many lines with `text`, and returns them.
+    pub async fn logs_times(&self, text: &str, times: usize) -> Vec<String> {
+        let begun = Instant::now();
+        loop {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().filter(|line| line.contains(text)).collect();
+            if lines.len() >= times {
+                return lines.into_iter().map(str::to_owned).collect();
+            }
+            assert!(begun.elapsed() < PATIENCE, "{text:?} is not logged {times} times\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -379,6 +397,16 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A socket at an address, which others of ours may have too: who only holds it keeps the port from everybody else, and takes
+/// no connections.
+pub fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 /// Starts the binary and waits for its ready line; `None` if it ended before.

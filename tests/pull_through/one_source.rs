@@ -194,26 +194,33 @@ async fn without_prefetch_all_layers_are_asked_for_and_none_is_begun() {
 
 #[tokio::test]
 async fn a_layer_that_broke_off_is_told_with_the_reason_and_its_image_refused_for_a_while() {
-    let (upstream, mirror, image) = scene(530, "").await;
-    let other = Image::new(531, &[1000]);
+    // So small that no byte of it is given before its digest matched, however long that takes.
+    let (image, other) = (Image::new(530, &[200_000, 2_500_000]), Image::new(531, &[1000]));
+    let upstream = Upstream::with(REPO, "1", &image).await;
+    let mirror = mirror_of(&upstream, "").start();
     upstream.push(REPO, "2", &other);
     let layer = digest_of(&image.blobs[1]);
-    fails_with(&upstream, &layer, &[Fault::EndAfter(100_000), Fault::EndAfter(0)]);
-    assert_eq!(told(&mirror, "manifests/1").await.0, StatusCode::OK, "it begins well");
-    let (status, message) = told(&mirror, &format!("blobs/{layer}")).await;
+    fails_with(&upstream, &layer, &[Fault::HoldThenEndAfter(100_000), Fault::EndAfter(0)]);
+    let blob = format!("blobs/{layer}");
+    let break_off = async {
+        upstream.is_asked("GET", &layer, 1).await;
+        assert_eq!(told(&mirror, "manifests/1").await.0, StatusCode::OK, "it begins well");
+        upstream.release();
+    };
+    let ((status, message), ()) = tokio::join!(told(&mirror, &blob), break_off);
     assert_eq!(status, StatusCode::NOT_FOUND);
     for word in
-        ["given up at 100000 of 300000 bytes after 5 tries", "registry.example broke off after 0 bytes"]
+        ["given up at 100000 of 200000 bytes after 5 tries", "registry.example broke off after 0 bytes"]
     {
         assert!(message.contains(word), "{message}");
     }
     let asked = upstream.count("GET", &layer);
-    is_refused(&mirror, "1", "given up at 100000 of 300000 bytes", "it broke off").await;
+    is_refused(&mirror, "1", "given up at 100000 of 200000 bytes", "it broke off").await;
     assert_eq!(upstream.count("GET", &layer), asked, "it is asked for again at once");
     assert_eq!(mirror.pull(PREFIXED, "2").await.unwrap(), other, "another image is not to suffer");
     // Who comes back by another way, and succeeds, clears it.
     upstream.heals();
-    let answer = ask(&mirror, &format!("blobs/{layer}")).await;
+    let answer = ask(&mirror, &blob).await;
     assert!(answer.bytes().await.unwrap() == image.blobs[1]);
     assert_eq!(mirror.pull(PREFIXED, "1").await.unwrap(), image);
 }

@@ -106,7 +106,9 @@ async fn a_range_far_ahead_does_not_wait_for_what_lies_before_it() {
     read_at_least(&mut first, MIB).await;
     let part = ask_range(&mirror, &digest, "bytes=15000000-15000099").await;
     assert!(part.bytes().await.unwrap() == blob[15_000_000..15_000_100]);
-    assert_eq!(upstream.seen().last().unwrap().header("range"), Some("bytes=15000000-15000099"));
+    let ranges: Vec<_> =
+        upstream.seen().iter().map(|seen| seen.header("range").unwrap_or_default().to_owned()).collect();
+    assert!(ranges.contains(&"bytes=15000000-15000099".to_owned()), "{ranges:?}");
 }
 
 #[tokio::test]

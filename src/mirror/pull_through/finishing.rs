@@ -85,9 +85,9 @@ impl PullThrough {
         purpose: Purpose,
     ) -> Result<(), MirrorError> {
         for blob in &image.blobs {
-            if let Some(failure) = self.0.fills.broken(&blob.digest)
-                && !self.0.fills.running(&blob.digest).is_some_and(|fill| fill.state().flows)
-            {
+            // In this order: what succeeds is no failure any more before it runs no more.
+            let flows = self.0.fills.running(&blob.digest).is_some_and(|fill| fill.state().flows);
+            if !flows && let Some(failure) = self.0.fills.broken(&blob.digest) {
                 return Err(unfinishable(&blob.digest, MirrorError::Fill(failure)));
             }
         }

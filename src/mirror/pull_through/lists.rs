@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -168,6 +168,9 @@ impl PullThrough {
     async fn fetch_list(&self, place: &Place, of: ListOf) -> Result<Option<Bytes>, MirrorError> {
         let (upstream, repo) = (&place.upstream, &place.repository.name);
         let name = of.name(place);
+        if let Some(row) = self.fresh(place, of).await? {
+            return Ok(Some(row));
+        }
         let at_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let row = match of {
             ListOf::Tags => match upstream.tags(repo).await? {
@@ -191,16 +194,29 @@ impl PullThrough {
     }
 
     /// What is kept of a list, however old. A row that cannot be read is as good as none.
-    async fn kept<T: DeserializeOwned + Send + 'static>(
+    async fn kept<T: DeserializeOwned>(
         &self,
         place: &Place,
         of: ListOf,
     ) -> Result<Option<Row<T>>, MirrorError> {
         let name = of.name(place);
-        let (notes, key) = (self.0.notes.clone(), of.key(&name));
-        let row = off_thread(move || notes.get(&key)).await?;
-        let row = row.and_then(|row| serde_json::from_slice::<Row<T>>(&row).ok());
+        let row = self.row(of, &name).await?.and_then(|row| serde_json::from_slice::<Row<T>>(&row).ok());
         Ok(row.filter(|row| row.name == name))
+    }
+
+    /// What upstream said so lately that it need not be asked: another one may have done so since whoever asks has looked.
+    async fn fresh(&self, place: &Place, of: ListOf) -> Result<Option<Bytes>, MirrorError> {
+        let (name, config) = (of.name(place), place.upstream.config());
+        let Some(row) = self.row(of, &name).await? else { return Ok(None) };
+        let known = serde_json::from_slice::<Row<IgnoredAny>>(&row).ok().filter(|known| known.name == name);
+        let at = known.as_ref().map(Row::at);
+        let verdict = freshness::judge(at, SystemTime::now(), config.list_ttl(), config.stale_for);
+        Ok((verdict == Verdict::Fresh).then_some(row))
+    }
+
+    async fn row(&self, of: ListOf, name: &str) -> Result<Option<Bytes>, MirrorError> {
+        let (notes, key) = (self.0.notes.clone(), of.key(name));
+        Ok(off_thread(move || notes.get(&key)).await?.map(Bytes::from))
     }
 
     /// The tags in the cache that upstream confirmed after `since` and that are served while it does not answer, and when

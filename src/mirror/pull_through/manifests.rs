@@ -233,7 +233,10 @@ impl PullThrough {
                         continue;
                     }
                     Ok(Some(ManifestAnswer::No) | None) => continue,
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        tracing::debug!(%peer, %reference, error = %chain(&error), "peer left out");
+                        Err(error)
+                    }
                 },
             };
             match outcome {

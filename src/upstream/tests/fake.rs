@@ -157,14 +157,14 @@ impl Fake {
         self.seen().iter().map(|seen| format!("{} {}", seen.method, seen.target)).collect()
     }
 
-    /// Waits until something was asked.
-    pub(super) async fn until_asked(&self) {
+    /// Waits until it was asked so often.
+    pub(super) async fn until_asked(&self, times: usize) {
         let asked = async {
-            while self.seen().is_empty() {
+            while self.seen().len() < times {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        timeout(Duration::from_secs(20), asked).await.unwrap();
+        timeout(Duration::from_secs(60), asked).await.unwrap();
     }
 }
 

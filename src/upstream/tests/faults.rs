@@ -150,7 +150,7 @@ async fn a_registry_that_never_answers_is_not_waited_for_long() {
         let (upstream, repo, latest) = (of(&fake), repo(), latest());
         let answer = upstream.manifest(&repo, &latest);
         let wait_on = async {
-            fake.until_asked().await;
+            fake.until_asked(1).await;
             tokio::time::pause();
         };
         let (answer, ()) = futures::join!(answer, wait_on);
@@ -168,7 +168,7 @@ async fn the_next_endpoint_is_asked_in_time_where_one_hangs() {
     let (upstream, repo, latest) = (upstream(config(&[&hangs.url, &good.url])), repo(), latest());
     let answer = upstream.manifest(&repo, &latest);
     let pass_time = async {
-        hangs.until_asked().await;
+        hangs.until_asked(1).await;
         tokio::time::pause();
         tokio::time::advance(Duration::from_secs(4)).await;
         tokio::time::resume();
@@ -362,9 +362,7 @@ async fn who_let_one_wait_for_nothing_is_not_waited_for_as_long_by_the_next() {
     for (waited_s, asked) in [(10, 1), (1, 2)] {
         let answer = upstream.head_manifest(&repo, &latest);
         let wait_on = async {
-            while fake.seen().len() < asked {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
+            fake.until_asked(asked).await;
             tokio::time::pause();
         };
         let (answer, ()) = futures::join!(answer, wait_on);

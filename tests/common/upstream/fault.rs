@@ -15,6 +15,8 @@ pub enum Fault {
     HoldAfter(usize),
     /// An end of the connection (FIN) after so many bytes.
     EndAfter(usize),
+    /// The same, but not before [`super::Upstream::release`].
+    HoldThenEndAfter(usize),
     /// A reset of the connection after so many bytes.
     ResetAfter(usize),
     /// A reset in the place of the header.

@@ -14,7 +14,7 @@ use multibase::Base;
 use shoal::oci::Digest;
 use shoal::tasks::Tasks;
 use tokio::io::BufReader;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use lists::Lists;
 use wire::Answer;
 pub use wire::Seen;
 
+const CONNECTIONS_WAITING_MAX: u32 = 1024;
 /// The path of its token server.
 pub const TOKENS: &str = "/token";
 
@@ -34,6 +35,8 @@ pub struct Upstream {
     shared: Arc<Shared>,
     tasks: Tasks,
     listening: Option<(CancellationToken, AbortHandle)>,
+    /// Keeps the port from others while nobody listens there.
+    _port: TcpSocket,
 }
 
 /// Who may pull.
@@ -68,11 +71,12 @@ struct Content {
 }
 
 impl Upstream {
+    #[allow(clippy::unused_async, reason = "who listens has to be within a runtime")]
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let mut upstream = Self { address, shared: Arc::default(), tasks: Tasks::new(), listening: None };
-        upstream.listen(listener);
+        let port = super::bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let (address, tasks) = (port.local_addr().unwrap(), Tasks::new());
+        let mut upstream = Self { address, shared: Arc::default(), tasks, listening: None, _port: port };
+        upstream.restart();
         upstream
     }
 
@@ -173,8 +177,8 @@ impl Upstream {
     }
 
     /// Listens again, on the same port.
-    pub async fn restart(&mut self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
+    pub fn restart(&mut self) {
+        let listener = super::bound(self.address).listen(CONNECTIONS_WAITING_MAX).unwrap();
         self.listen(listener);
     }
 

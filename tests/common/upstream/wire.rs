@@ -1,13 +1,15 @@
 //! HTTP as an upstream speaks it, byte for byte, so that it can be spoken wrongly.
 
 use std::io::Write;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::super::PATIENCE;
 use super::fault::Fault;
 
 /// What is written at a time.
@@ -124,19 +126,30 @@ impl Answer {
                 Some(Fault::EndAfter(bytes) | Fault::ResetAfter(bytes)) => {
                     stream.write_all(&body[..body.len().min(*bytes)]).await
                 }
+                Some(Fault::HoldThenEndAfter(bytes)) => {
+                    stream.write_all(&body[..body.len().min(*bytes)]).await?;
+                    release(released).await;
+                    Ok(())
+                }
                 _ => stream.write_all(&body).await,
             }
         };
         // Who does not want the rest has gone.
         let is_sent = sent.await.is_ok();
         if matches!(fault, Some(Fault::ResetAfter(_))) {
-            // A reset takes with it what was not read yet: not before the client has had time to.
-            let _ = tokio::time::timeout(Duration::from_millis(200), stream.readable()).await;
+            // A reset takes with it what was not read yet.
+            is_read(stream).await;
             stream.set_zero_linger().unwrap();
         }
         let ends = matches!(
             fault,
-            Some(Fault::EndAfter(_) | Fault::ResetAfter(_) | Fault::LengthOff(_) | Fault::Http10)
+            Some(
+                Fault::EndAfter(_)
+                    | Fault::HoldThenEndAfter(_)
+                    | Fault::ResetAfter(_)
+                    | Fault::LengthOff(_)
+                    | Fault::Http10
+            )
         );
         is_sent && !ends
     }
@@ -162,6 +175,35 @@ impl Answer {
         }
         head + "\r\n"
     }
+}
+
+/// Waits until the client, which is on this machine, has read all that was written, or has gone.
+async fn is_read(stream: &TcpStream) {
+    let (Ok(ours), Ok(theirs)) = (stream.local_addr(), stream.peer_addr()) else { return };
+    let begun = Instant::now();
+    // What has left here is there, or read.
+    while queued_bytes(ours, theirs).is_some_and(|(sent, _)| sent > 0)
+        || queued_bytes(theirs, ours).is_some_and(|(_, received)| received > 0)
+    {
+        assert!(begun.elapsed() < PATIENCE, "the client does not read what was sent");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What one end of a connection has sent and the other has not received yet, and what it has received and not read, in
+/// bytes. `None`: there is no such connection (any more).
+fn queued_bytes(from: SocketAddr, to: SocketAddr) -> Option<(u64, u64)> {
+    let SocketAddr::V4(from) = from else { return None };
+    let SocketAddr::V4(to) = to else { return None };
+    let ends =
+        [from, to].map(|end| format!("{:08X}:{:04X}", u32::from_ne_bytes(end.ip().octets()), end.port()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (sent, received) = words.get(4)?.split_once(':')?;
+        let number = |hex| u64::from_str_radix(hex, 16).ok();
+        (words[1..3] == ends).then_some((number(sent)?, number(received)?))
+    })
 }
 
 async fn release(released: &mut watch::Receiver<bool>) {
