@@ -174,10 +174,8 @@ async fn run(
             event = swarm.select_next_some() => match event {
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message {
                     propagation_source, message, ..
-                })) => {
-                    if message.source != Some(propagation_source) {
-                        let _ = ears.try_send(message.data);
-                    }
+                })) if message.source != Some(propagation_source) => {
+                    let _ = ears.try_send(message.data);
                 }
                 SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed { peer_id, .. })) => {
                     let _ = eyes.try_send(peer_id);
