@@ -13,7 +13,7 @@ expect_image "$b_registry/library/app:1" "$one"
 say "A is gone, B serves on"
 KEY="" shoal_config c "$b_p2p" "$a_ipns"; shoal_start c
 started=$(date +%s%N)
-code=$(curl -s -o /dev/null -m 10 -w '%{http_code}' "http://$c_registry/v2/library/app/manifests/1") || fail "C gave no answer within 10 s"
+code=$(curl -s -o /dev/null -m 15 -w '%{http_code}' "http://$c_registry/v2/library/app/manifests/1") || fail "C gave no answer within 15 s"
 [ "$code" = 200 ] || { cat "$W/c/log" >&2; fail "C answered $code"; }
 say "C began to serve $((($(date +%s%N) - started) / 1000000)) ms after the first request"
 expect_image "$c_registry/library/app:1" "$one"
