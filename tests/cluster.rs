@@ -202,6 +202,26 @@ async fn a_registry_that_takes_its_time_is_asked_by_one_all_the_same() {
 }
 
 #[tokio::test]
+async fn who_has_credentials_is_waited_for_while_the_registry_takes_its_time() {
+    /// Longer than a peer may be silent.
+    const SLOW_BY: Duration = Duration::from_secs(3);
+    let upstream = Upstream::start().await;
+    upstream.admits(Access::Basic("user", "secret"));
+    let daemons = cluster(&upstream, &["", "username: user, password: secret"]).await;
+    // Of some it is the first in the succession, of others the one without credentials.
+    let images: Vec<_> = (0..6).map(|n| (n.to_string(), Image::new(640 + n, &[2000]))).collect();
+    images.iter().for_each(|(tag, image)| upstream.push(REPO, tag, image));
+    upstream.fails(Rule::on("/manifests/", Fault::HoldHeader));
+    let release = async {
+        until("all tags are asked for", || upstream.count("HEAD", "/manifests/") >= images.len()).await;
+        tokio::time::sleep(SLOW_BY).await;
+        upstream.release();
+    };
+    let pulled = join_all(images.iter().map(|(tag, image)| all_pull(&daemons[..1], tag, image)));
+    tokio::join!(pulled, release);
+}
+
+#[tokio::test]
 async fn who_has_credentials_fetches_for_those_who_have_none() {
     let upstream = Upstream::start().await;
     upstream.admits(Access::Basic("user", "secret"));

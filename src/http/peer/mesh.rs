@@ -67,6 +67,7 @@ async fn manifest(mirror: &Mirror, repo: &RepoName, reference: &Reference, hop: 
     let served = match mirror.manifest_for_peer(repo, reference, hop).await {
         Ok(ManifestForPeer::Found(served)) => served,
         Ok(ManifestForPeer::Absent) => return StatusCode::NOT_FOUND.into_response(),
+        Ok(ManifestForPeer::Awaited) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Ok(ManifestForPeer::NotMirrored) => return StatusCode::MISDIRECTED_REQUEST.into_response(),
         Ok(ManifestForPeer::No) => return StatusCode::NOT_ACCEPTABLE.into_response(),
         Err(error) if error.is_refusal() => return StatusCode::FORBIDDEN.into_response(),

@@ -31,8 +31,10 @@ pub const ALIVE_PATH: &str = "/mesh/alive";
 
 /// How long a peer that holds a thing may take to say so …
 pub(super) const HELD_TIMEOUT: Duration = Duration::from_secs(1);
-/// … and one that may go upstream first, which says after a while that it is still looking.
+/// … and one that may go upstream first, which says after a while that it is still looking: for a blob …
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
+/// … and for a manifest, for which it waits a while longer, since it may have an older answer.
+const MANIFEST_FETCH_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long a body may bring nothing before its peer is asked whether it is there at all; how long it may take to say so;
 /// and how long a body may bring nothing in all before another source takes over. A peer that is there sees itself to a
 /// source that stalls.
@@ -127,6 +129,8 @@ pub(in crate::mirror) enum ManifestAnswer {
     Found(PeerManifest),
     /// Upstream told it that there is none.
     Absent,
+    /// It is still looking for it.
+    Awaited,
     Unable(Unable),
     /// It cannot say.
     No,
@@ -150,7 +154,11 @@ impl Mesh {
         }
         let mut request = self.request(hop, format!("/v2/{repo}/blobs/{digest}"))?;
         from_byte(&mut request, from, to);
-        let response = self.send(peer, hop, request).await?;
+        let waits = match hop {
+            Hop::Held => HELD_TIMEOUT,
+            Hop::Fetch => FETCH_TIMEOUT,
+        };
+        let response = self.send(peer, waits, request).await?;
         Ok(self.blob_answer(peer, from, response))
     }
 
@@ -184,10 +192,15 @@ impl Mesh {
         reference: &Reference,
     ) -> Result<ManifestAnswer, MirrorError> {
         let request = self.request(hop, format!("/v2/{repo}/manifests/{reference}"))?;
-        let response = self.send(peer, hop, request).await?;
+        let waits = match hop {
+            Hop::Held => HELD_TIMEOUT,
+            Hop::Fetch => MANIFEST_FETCH_TIMEOUT,
+        };
+        let response = self.send(peer, waits, request).await?;
         match response.status() {
             StatusCode::OK => (),
             StatusCode::NOT_FOUND => return Ok(ManifestAnswer::Absent),
+            StatusCode::SERVICE_UNAVAILABLE => return Ok(ManifestAnswer::Awaited),
             status => return Ok(Unable::of(status).map_or(ManifestAnswer::No, ManifestAnswer::Unable)),
         }
         let age = text(response.headers(), &AGE).and_then(|age| age.parse().ok()).map(Duration::from_secs);
@@ -228,13 +241,9 @@ impl Mesh {
     async fn send(
         &self,
         peer: &Peer,
-        hop: Hop,
+        waits: Duration,
         request: Request<Bytes>,
     ) -> Result<Response<PeerBody>, MirrorError> {
-        let waits = match hop {
-            Hop::Held => HELD_TIMEOUT,
-            Hop::Fetch => FETCH_TIMEOUT,
-        };
         let begun = Instant::now();
         let mut answer = self.0.ipfs.request(peer, request);
         let answer = loop {

@@ -15,12 +15,14 @@ use super::fill::{Fill, Follower};
 use super::manifests::Scope;
 use super::reader::{self, For};
 use super::supply::Supply;
-use super::{Place, PullThrough};
+use super::{Place, PullThrough, STALE_AFTER};
 use crate::ipfs::Peer;
 use crate::oci::{Digest, Host, Reference, RepoName, Repository};
 
 /// How long a peer waits to hear more than that the blob is being looked for.
 const LOOKED_FOR: Duration = Duration::from_millis(350);
+/// The same for a manifest: longer than upstream may take before a tag is served as it last was.
+const MANIFEST_LOOKED_FOR: Duration = STALE_AFTER.saturating_add(Duration::from_millis(50));
 
 /// What a peer is told that asks for a blob.
 pub enum BlobForPeer {
@@ -56,6 +58,8 @@ pub enum ManifestForPeer {
     Found(Box<Served>),
     /// Upstream says that there is none.
     Absent,
+    /// Upstream has not answered yet: it is still being looked for.
+    Awaited,
     /// Its registry is not mirrored here, or not shared.
     NotMirrored,
     /// It cannot be said.
@@ -173,7 +177,10 @@ impl PullThrough {
             Hop::Fetch => Scope::Upstream,
             Hop::Held => Scope::Local,
         };
-        Ok(match self.manifest(&place, reference, scope).await? {
+        let Ok(found) = timeout(MANIFEST_LOOKED_FOR, self.manifest(&place, reference, scope)).await else {
+            return Ok(ManifestForPeer::Awaited);
+        };
+        Ok(match found? {
             Some(served) => ManifestForPeer::Found(Box::new(served)),
             None if hop == Hop::Fetch => ManifestForPeer::Absent,
             None => ManifestForPeer::No,

@@ -16,6 +16,9 @@ use crate::oci::manifest::ParsedManifest;
 use crate::oci::{Digest, Reference, Tag};
 use crate::upstream::Fetched;
 
+/// How long a peer may look for a manifest before somebody else is asked. It says in time that it does.
+const AWAITED_MAX: Duration = Duration::from_secs(5);
+
 /// Who may be asked for the sake of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::mirror) enum Scope {
@@ -201,10 +204,7 @@ impl PullThrough {
             return self.ask_upstream(place, reference).await.map_err(MirrorError::Fill);
         };
         let registry = &place.repository.host;
-        let key = match reference {
-            Reference::Digest(digest) => Key::of_digest(digest),
-            Reference::Tag(tag) => Key::of_tag(&place.joined, tag),
-        };
+        let key = key_of(place, reference);
         let candidates = match reference {
             Reference::Digest(_) => mesh.candidates(key, registry),
             Reference::Tag(_) => mesh.fetchers_of(key, registry),
@@ -232,7 +232,7 @@ impl PullThrough {
                         mesh.are_unable(&[peer], registry);
                         continue;
                     }
-                    Ok(Some(ManifestAnswer::No) | None) => continue,
+                    Ok(Some(ManifestAnswer::Awaited | ManifestAnswer::No) | None) => continue,
                     Err(error) => {
                         tracing::debug!(%peer, %reference, error = %chain(&error), "peer left out");
                         Err(error)
@@ -277,7 +277,15 @@ impl PullThrough {
         if peer == mesh.us() {
             return Ok(None);
         }
-        mesh.manifest(peer, hop, &place.joined, reference).await.map(Some)
+        let key = key_of(place, reference);
+        let begun = Instant::now();
+        loop {
+            match mesh.manifest(peer, hop, &place.joined, reference).await? {
+                // Not while somebody else has an older answer.
+                ManifestAnswer::Awaited if begun.elapsed() < AWAITED_MAX && mesh.holders(key).is_empty() => {}
+                answer => return Ok(Some(answer)),
+            }
+        }
     }
 
     async fn keep_of_peer(
@@ -402,6 +410,14 @@ impl Confirmation {
         let since_confirmed = SystemTime::now().duration_since(self.at).unwrap_or(Duration::ZERO);
         let age = Some(Age { since_confirmed, stale: self.stale });
         Served { manifest: self.manifest, origin: self.origin, age }
+    }
+}
+
+/// What peers call it when they tell what they hold.
+fn key_of(place: &Place, reference: &Reference) -> Key {
+    match reference {
+        Reference::Digest(digest) => Key::of_digest(digest),
+        Reference::Tag(tag) => Key::of_tag(&place.joined, tag),
     }
 }
 
