@@ -19,6 +19,7 @@ mod tags;
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use reqwest::Response;
 use serde_json::Value;
 use shoal::oci::Digest;
@@ -42,7 +43,16 @@ async fn ask(mirror: &Daemon, below: &str) -> Response {
     mirror.get(&format!("{REPO}/{below}?ns={REGISTRY}")).await
 }
 
-/// The same for a part of a blob.
+/// Asks as 24 do who come a millisecond after each other: some of them just as what the first began comes to its end.
+async fn ask_in_turn(mirror: &Daemon, below: &str, expected: &[u8]) {
+    let clients = (0..24).map(async |n| {
+        tokio::time::sleep(Duration::from_millis(n)).await;
+        assert!(ask(mirror, below).await.bytes().await.unwrap() == expected, "{below}");
+    });
+    join_all(clients).await;
+}
+
+/// Asks as containerd does for a part of a blob.
 async fn ask_range(mirror: &Daemon, digest: &Digest, range: &str) -> Response {
     let url = mirror.url(&format!("{REPO}/blobs/{digest}?ns={REGISTRY}"));
     mirror.client.get(url).header("range", range).send().await.unwrap()

@@ -1,14 +1,12 @@
 //! Blobs on their way: who gets which bytes when, and what becomes of a download that breaks off.
 
-use std::time::Duration;
-
 use futures::future::join_all;
 use reqwest::StatusCode;
 use shoal::oci::Digest;
 
 use crate::common::upstream::{Fault, Rule, Upstream};
 use crate::common::{Daemon, random_bytes};
-use crate::{ask, ask_range, header, is_cached, mirror_of, read_at_least};
+use crate::{ask, ask_in_turn, ask_range, header, is_cached, mirror_of, read_at_least};
 
 const MIB: usize = 1 << 20;
 
@@ -57,21 +55,12 @@ async fn any_number_of_clients_follow_one_download() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_while_a_download_ends_costs_no_second_one() {
-    const CLIENTS: u32 = 24;
     let upstream = Upstream::start().await;
     let mirror = mirror_of(&upstream, "").start();
     for seed in 0..100 {
         let blob = random_bytes(1000 + seed, 1000);
         let digest = upstream.push_blob(&blob);
-        let below = format!("blobs/{digest}");
-        let clients = (0..CLIENTS).map(|n| {
-            let (mirror, below, blob) = (&mirror, &below, &blob);
-            async move {
-                tokio::time::sleep(Duration::from_millis(1) * n).await;
-                assert!(ask(mirror, below).await.bytes().await.unwrap() == *blob);
-            }
-        });
-        join_all(clients).await;
+        ask_in_turn(&mirror, &format!("blobs/{digest}"), &blob).await;
         assert_eq!(downloads(&upstream, &digest), 1, "{seed}: {:?}", upstream.seen().last());
     }
 }

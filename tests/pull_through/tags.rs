@@ -8,7 +8,7 @@ use shoal::oci::Digest;
 
 use crate::common::upstream::{Fault, Rule, Upstream};
 use crate::common::{Daemon, Image, PATIENCE};
-use crate::{REPO, ask, header, is_cached, mirror_of};
+use crate::{REPO, ask, ask_in_turn, header, is_cached, mirror_of};
 
 async fn scene(seed: u64, more: &str) -> (Upstream, Daemon, Image) {
     let image = Image::new(seed, &[1000]);
@@ -88,24 +88,23 @@ async fn all_who_wait_for_a_tag_cost_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_while_a_tag_is_confirmed_costs_no_second_request() {
-    const CLIENTS: u32 = 24;
+async fn who_comes_while_a_manifest_is_fetched_costs_no_second_request() {
     let upstream = Upstream::start().await;
     let mirror = mirror_of(&upstream, "tagttl: 1h").start();
     for n in 0..50 {
         let (tag, image) = (format!("t{n}"), Image::new(2000 + n, &[1000]));
         upstream.push(REPO, &tag, &image);
         let below = format!("manifests/{tag}");
-        let clients = (0..CLIENTS).map(|n| {
-            let (mirror, below, manifest) = (&mirror, &below, &image.manifest);
-            async move {
-                tokio::time::sleep(Duration::from_millis(1) * n).await;
-                assert_eq!(ask(mirror, below).await.bytes().await.unwrap(), *manifest);
-            }
-        });
-        join_all(clients).await;
+        ask_in_turn(&mirror, &below, &image.manifest).await;
         let asked = (upstream.count("HEAD", &below), upstream.count("GET", "/manifests/"));
         assert_eq!(asked, (1, 1), "{tag}: {:?}", upstream.seen());
+        upstream.forget();
+
+        let next = Image::new(3000 + n, &[1000]);
+        upstream.push(REPO, &tag, &next);
+        let below = format!("manifests/{}", Digest::sha256(&next.manifest));
+        ask_in_turn(&mirror, &below, &next.manifest).await;
+        assert_eq!(upstream.count("GET", &below), 1, "{tag}: {:?}", upstream.seen());
         upstream.forget();
     }
 }
